@@ -1,0 +1,136 @@
+package limpet
+
+import (
+	"encoding/base64"
+	"encoding/binary"
+	"errors"
+	"time"
+
+	"github.com/limpet-auth/limpet/proof"
+)
+
+// Binding is the record that a session belongs to a device key. Requests share
+// it: it is not to be modified.
+type Binding struct {
+	Session ID
+	User    string    // who logged in
+	Level   Level     // what keeps the device key; None if there is none
+	Key     string    // the device key's JWK thumbprint (RFC 7638), base64url; "" if there is none
+	Created time.Time // the login, to the second
+	Expires time.Time // when the binding is over, to the second
+	Ended   time.Time // when the session was revoked; zero if it was not
+
+	device *proof.PublicKey // nil for Level None
+}
+
+// alive reports whether the session is neither over nor revoked.
+func (b *Binding) alive(now time.Time) bool {
+	return b.Ended.IsZero() && now.Before(b.Expires)
+}
+
+// recordVersion is the first byte of every record. A change of layout takes
+// the next number.
+const recordVersion = 1
+
+var errRecord = errors.New("limpet: unreadable record in the store")
+
+var levelBytes = [...]Level{None, Software, Browser, Hardware, HardwareAttested}
+
+// encode writes the record: version, level, algorithm of the device key,
+// created, expires, ended, user, device key. Times are unix seconds.
+func (b *Binding) encode() []byte {
+	level := 0
+	for i, l := range levelBytes {
+		if l == b.Level {
+			level = i
+		}
+	}
+	var alg proof.Algorithm
+	var key []byte
+	if b.device != nil {
+		alg, key = b.device.Algorithm(), b.device.Bytes()
+	}
+	out := make([]byte, 0, 24+len(b.User)+len(key))
+	out = append(out, recordVersion, byte(level), byte(alg))
+	out = appendTime(out, b.Created)
+	out = appendTime(out, b.Expires)
+	out = appendTime(out, b.Ended)
+	out = appendBytes(out, []byte(b.User))
+	return appendBytes(out, key)
+}
+
+func decodeBinding(session ID, rec []byte) (*Binding, error) {
+	r := reader{rest: rec}
+	version, level, alg := r.byte(), r.byte(), proof.Algorithm(r.byte())
+	b := &Binding{Session: session, Created: r.time(), Expires: r.time(), Ended: r.time(), User: string(r.bytes())}
+	key := r.bytes()
+	if r.failed || len(r.rest) > 0 || version != recordVersion || int(level) >= len(levelBytes) {
+		return nil, errRecord
+	}
+	b.Level = levelBytes[level]
+	if b.Level == None {
+		return b, nil
+	}
+	var err error
+	if b.device, err = proof.ParsePublicKey(alg, key); err != nil {
+		return nil, errRecord
+	}
+	sum := b.device.Thumbprint()
+	b.Key = base64.RawURLEncoding.EncodeToString(sum[:])
+	return b, nil
+}
+
+func appendTime(dst []byte, t time.Time) []byte {
+	if t.IsZero() {
+		return binary.AppendUvarint(dst, 0)
+	}
+	return binary.AppendUvarint(dst, uint64(t.Unix()))
+}
+
+func appendBytes(dst, b []byte) []byte {
+	return append(binary.AppendUvarint(dst, uint64(len(b))), b...)
+}
+
+// reader takes a record apart. After a failure everything it returns is zero.
+type reader struct {
+	rest   []byte
+	failed bool
+}
+
+func (r *reader) byte() byte {
+	b := r.take(1)
+	if b == nil {
+		return 0
+	}
+	return b[0]
+}
+
+func (r *reader) uvarint() uint64 {
+	v, n := binary.Uvarint(r.rest)
+	if n <= 0 {
+		r.failed, r.rest = true, nil
+		return 0
+	}
+	r.rest = r.rest[n:]
+	return v
+}
+
+func (r *reader) time() time.Time {
+	s := r.uvarint()
+	if s == 0 || s > 1<<40 {
+		return time.Time{}
+	}
+	return time.Unix(int64(s), 0)
+}
+
+func (r *reader) bytes() []byte { return r.take(r.uvarint()) }
+
+func (r *reader) take(n uint64) []byte {
+	if n > uint64(len(r.rest)) {
+		r.failed, r.rest = true, nil
+		return nil
+	}
+	b := r.rest[:n]
+	r.rest = r.rest[n:]
+	return b
+}

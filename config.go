@@ -1,0 +1,216 @@
+package limpet
+
+import (
+	"crypto/rand"
+	"errors"
+	"fmt"
+	"log/slog"
+	"net/http"
+	"time"
+
+	"github.com/limpet-auth/limpet/proof"
+)
+
+// Level says what keeps a session's device key; see [proof.Level].
+type Level = proof.Level
+
+// The levels, strongest first.
+const (
+	HardwareAttested = proof.HardwareAttested
+	Hardware         = proof.Hardware
+	Browser          = proof.Browser
+	Software         = proof.Software
+	None             = proof.None
+)
+
+// Freshness is how a proof shows that it was made for this request, now; see
+// [proof.Freshness].
+type Freshness = proof.Freshness
+
+// The freshness policies, strongest first but for StrictNonce, which is Nonce
+// with more asked of the client.
+const (
+	Nonce       = proof.Nonce
+	StrictNonce = proof.StrictNonce
+	BodyHash    = proof.BodyHash
+	Timestamp   = proof.Timestamp
+)
+
+// Mode says what a route does with sessions that are not bound.
+type Mode uint8
+
+const (
+	// Prefer admits bound sessions only with a proof, and unbound ones with
+	// level None. It relies on the app's tokens having one spelling each: a
+	// token that the app also accepts in another spelling looks unbound there.
+	Prefer Mode = iota
+	// Require admits bound sessions with a proof, and nobody else.
+	Require
+	// Observe admits everybody and logs what Require would have refused. A
+	// request that would have been refused carries no binding.
+	Observe
+)
+
+// String returns the word that configuration files use.
+func (m Mode) String() string {
+	switch m {
+	case Prefer:
+		return "prefer"
+	case Require:
+		return "require"
+	case Observe:
+		return "observe"
+	}
+	return "unknown"
+}
+
+// Rule is what a route demands. The zero value is the default: mode Prefer,
+// policy Nonce, no minimum level.
+type Rule struct {
+	Mode      Mode
+	Freshness Freshness
+	MinLevel  Level // the weakest level admitted; "" is None
+}
+
+// Route gives the requests that match Pattern a rule of their own. Patterns
+// are those of [http.ServeMux], and the most specific one counts.
+type Route struct {
+	Pattern string
+	Rule    Rule
+}
+
+// Limits that are the same for every guard.
+const (
+	window           = 60 * time.Second // how old a proof may be
+	skew             = 30 * time.Second // how far in the future a client's clock may be
+	slots            = 8                // live ephemeral keys a session
+	maxIntroductions = 128              // ephemeral keys a session may introduce within one lease
+	maxToken         = 8 << 10          // bytes of a session token
+	maxUser          = 256              // bytes of a user name
+
+	// How long the end of a session is remembered: for as long as browsers
+	// keep a cookie (RFC 6265bis, 5.5).
+	retention = 400 * 24 * time.Hour
+)
+
+// Config is what a [Guard] is made from. Session and Store must be set.
+type Config struct {
+	Session Session // where a request carries its session token
+	Store   Store   // where bindings are kept
+
+	Rule   Rule    // for requests that no route matches
+	Routes []Route // rules of their own
+
+	// Lease is how long an ephemeral key may be used; default 15 minutes, at
+	// most a day. Shorter narrows what a key stolen from memory is good for.
+	Lease time.Duration
+
+	// Lifetime is how long a binding holds after login; default 30 days. It
+	// should be no shorter than the life of the app's tokens.
+	Lifetime time.Duration
+
+	// MaxBody is how many bytes of a body the policy BodyHash reads; default
+	// 1 MiB. Larger bodies are refused there.
+	MaxBody int64
+
+	// SealKey is the 32-byte key that secrets in the store are sealed under.
+	// Keep it outside the store, and the same on all servers that share one.
+	// If it is nil a random one is made: after a restart clients then
+	// introduce new ephemeral keys, and nothing else is lost.
+	SealKey []byte
+
+	Logger *slog.Logger // default slog.Default()
+}
+
+func (c *Config) setDefaults() error {
+	if c.Session == (Session{}) {
+		return errors.New("limpet: Config.Session is not set: use Bearer() or Cookie(name)")
+	}
+	if c.Store == nil {
+		return errors.New("limpet: Config.Store is not set")
+	}
+	if c.Lease == 0 {
+		c.Lease = 15 * time.Minute
+	}
+	if c.Lease < time.Second || c.Lease > 24*time.Hour {
+		return fmt.Errorf("limpet: Config.Lease is %v, want between a second and a day", c.Lease)
+	}
+	if c.Lifetime == 0 {
+		c.Lifetime = 30 * 24 * time.Hour
+	}
+	if c.Lifetime < time.Second {
+		return fmt.Errorf("limpet: Config.Lifetime is %v, want at least a second", c.Lifetime)
+	}
+	if c.MaxBody == 0 {
+		c.MaxBody = 1 << 20
+	}
+	if c.MaxBody < 0 {
+		return fmt.Errorf("limpet: Config.MaxBody is %d", c.MaxBody)
+	}
+	if c.SealKey == nil {
+		c.SealKey = make([]byte, 32)
+		rand.Read(c.SealKey) // never fails
+	}
+	if len(c.SealKey) != 32 {
+		return fmt.Errorf("limpet: Config.SealKey has %d bytes, want 32", len(c.SealKey))
+	}
+	if c.Logger == nil {
+		c.Logger = slog.Default()
+	}
+	return nil
+}
+
+func (r Rule) validate() error {
+	if r.Mode > Observe {
+		return fmt.Errorf("unknown mode %d", r.Mode)
+	}
+	if r.Freshness > Timestamp {
+		return fmt.Errorf("unknown freshness policy %d", r.Freshness)
+	}
+	if !HardwareAttested.AtLeast(r.MinLevel) {
+		return fmt.Errorf("unknown level %q", r.MinLevel)
+	}
+	return nil
+}
+
+// rules finds a request's rule.
+type rules struct {
+	fallback  Rule
+	mux       *http.ServeMux // nil if there are no routes
+	byPattern map[string]Rule
+}
+
+func newRules(fallback Rule, routes []Route) (r rules, err error) {
+	r = rules{fallback: fallback}
+	if err := fallback.validate(); err != nil {
+		return r, fmt.Errorf("limpet: Config.Rule: %w", err)
+	}
+	if len(routes) == 0 {
+		return r, nil
+	}
+	defer func() { // ServeMux panics on bad and conflicting patterns
+		if p := recover(); p != nil {
+			err = fmt.Errorf("limpet: Config.Routes: %v", p)
+		}
+	}()
+	r.mux, r.byPattern = http.NewServeMux(), make(map[string]Rule, len(routes))
+	for _, route := range routes {
+		if err := route.Rule.validate(); err != nil {
+			return r, fmt.Errorf("limpet: route %q: %w", route.Pattern, err)
+		}
+		r.mux.Handle(route.Pattern, http.NotFoundHandler())
+		r.byPattern[route.Pattern] = route.Rule
+	}
+	return r, nil
+}
+
+func (r *rules) of(req *http.Request) Rule {
+	if r.mux == nil {
+		return r.fallback
+	}
+	_, pattern := r.mux.Handler(req)
+	if rule, ok := r.byPattern[pattern]; ok {
+		return rule
+	}
+	return r.fallback
+}

@@ -1,0 +1,189 @@
+package limpet
+
+import (
+	"bytes"
+	"context"
+	"crypto/ecdh"
+	"crypto/rand"
+	"crypto/sha256"
+	"encoding/base64"
+	"sync"
+	"time"
+
+	"github.com/limpet-auth/limpet/proof"
+)
+
+// ephemeral is the record of an introduced ephemeral key, and what is made of
+// it for use. It sits in one of its session's slots.
+type ephemeral struct {
+	slot       int
+	introduced time.Time
+	server     *proof.PublicKey   // the server's half of a key agreement; nil for a signing key
+	key        proof.EphemeralKey // ID is the fingerprint, without the slot
+}
+
+// An ephemeral key's fingerprint is 16 bytes of SHA-256 over session,
+// algorithm and key: the same key introduced again is the same key, and the
+// same key in two sessions is two.
+const fingerprintLen = 22 // in base64url
+
+func fingerprint(session ID, key *proof.PublicKey) string {
+	h := sha256.New()
+	h.Write([]byte("limpet ephemeral key 1\x00"))
+	h.Write(session[:])
+	h.Write([]byte{byte(key.Algorithm())})
+	h.Write(key.Bytes())
+	return base64.RawURLEncoding.EncodeToString(h.Sum(nil)[:16])
+}
+
+// wireID is the name the client uses: slot, then fingerprint.
+func (e *ephemeral) wireID() string { return string(rune('0'+e.slot)) + e.key.ID }
+
+func parseWireID(id string) (slot int, fingerprint string, ok bool) {
+	if len(id) != 1+fingerprintLen || id[0] < '0' || id[0] >= '0'+slots {
+		return 0, "", false
+	}
+	return int(id[0] - '0'), id[1:], true
+}
+
+// encode writes the record: version, algorithm, introduced, expires,
+// fingerprint; then of a signing key the key, of an agreement the server's half
+// and the sealed HMAC key.
+func (e *ephemeral) encode(public, sealed []byte) []byte {
+	alg := proof.HMACSHA256
+	if e.server == nil {
+		alg = e.key.Public.Algorithm()
+	}
+	out := []byte{recordVersion, byte(alg)}
+	out = appendTime(out, e.introduced)
+	out = appendTime(out, e.key.Expires)
+	out = append(out, e.key.ID...)
+	out = appendBytes(out, public)
+	return appendBytes(out, sealed)
+}
+
+// decodeEphemeral reads the record in a slot. A record whose secret was sealed
+// under another key is errRecord like any that cannot be read: the client
+// introduces a new key.
+func (g *Guard) decodeEphemeral(slot int, storeKey string, rec []byte) (*ephemeral, error) {
+	r := reader{rest: rec}
+	version, alg := r.byte(), proof.Algorithm(r.byte())
+	e := &ephemeral{slot: slot, introduced: r.time()}
+	e.key.Expires = r.time()
+	e.key.ID = string(r.take(fingerprintLen))
+	public, sealed := r.bytes(), r.bytes()
+	if r.failed || len(r.rest) > 0 || version != recordVersion {
+		return nil, errRecord
+	}
+	pub, err := proof.ParsePublicKey(alg, public)
+	if err != nil {
+		return nil, errRecord
+	}
+	if alg != proof.HMACSHA256 {
+		e.key.Public = pub
+		return e, nil
+	}
+	e.server = pub
+	secret, err := g.seal.open(storeKey, sealed)
+	if err != nil {
+		return nil, errRecord
+	}
+	e.key.MAC = proof.NewMACKey(secret)
+	clear(secret)
+	return e, nil
+}
+
+// introLock orders the introductions of a session on this server.
+type introLock struct {
+	sync.Mutex
+	_ [56]byte // a cache line each
+}
+
+// introduce gives a verified new ephemeral key a slot and, for an agreement,
+// agrees the HMAC key. vouched says that the device key itself made the value
+// that came with the delegation, at a time it states.
+func (g *Guard) introduce(ctx context.Context, s *session, key *proof.EphemeralKey, vouched bool, now time.Time) (*ephemeral, error) {
+	lock := &g.intros[s.id[0]%byte(len(g.intros))]
+	lock.Lock()
+	defer lock.Unlock()
+
+	var free, oldest = -1, -1
+	var oldestTime time.Time
+	for slot := range slots {
+		e, err := g.lookup(ctx, s, slot)
+		if err != nil {
+			return nil, err
+		}
+		switch {
+		case e == nil || !now.Before(e.key.Expires):
+			if free < 0 {
+				free = slot
+			}
+		case e.key.ID == key.ID:
+			return e, nil // introduced before, still live: the same answer
+		case oldest < 0 || e.introduced.Before(oldestTime):
+			oldest, oldestTime = slot, e.introduced
+		}
+	}
+	if now.Sub(s.introducedSince) > g.cfg.Lease {
+		s.introduced, s.introducedSince = 0, now
+	}
+	if s.introduced++; s.introduced > maxIntroductions {
+		return nil, &proof.Refusal{Reason: proof.TooMany, Detail: "too many ephemeral keys introduced within one lease"}
+	}
+	// A delegation has no expiry of its own on this wire. What is over stays
+	// over, unless the device key asks for it anew.
+	first, err := g.cfg.Store.Add(ctx, introducedKey(s.id, key.ID), nil, s.binding.Expires.Sub(now))
+	if err != nil {
+		return nil, unavailable("introduction", err)
+	}
+	if !first && !vouched {
+		return nil, &proof.Refusal{Reason: proof.KeyUnknown, Detail: "the delegation was used before and its lease is over"}
+	}
+	if free < 0 {
+		free = oldest // a session has so many tabs: the newest ones work
+	}
+	e := &ephemeral{slot: free, introduced: now, key: *key}
+	storeKey := s.slotKeys[free]
+	public, sealed := key.Public.Bytes(), []byte(nil)
+	if key.Public.Algorithm() == proof.HMACSHA256 {
+		own, err := ecdh.P256().GenerateKey(rand.Reader)
+		if err != nil {
+			return nil, unavailable("introduction", err)
+		}
+		secret, err := proof.Agree(own, key.Public)
+		if err != nil {
+			return nil, &proof.Refusal{Reason: proof.Malformed, Detail: "ephemeral key", Err: err}
+		}
+		public = own.PublicKey().Bytes()
+		if e.server, err = proof.ParsePublicKey(proof.HMACSHA256, public); err != nil {
+			return nil, unavailable("introduction", err)
+		}
+		sealed = g.seal.seal(storeKey, secret)
+		clear(secret)
+	}
+	if err := g.cfg.Store.Put(ctx, storeKey, e.encode(public, sealed), key.Expires.Sub(now)); err != nil {
+		return nil, unavailable("introduction", err)
+	}
+	return e, nil
+}
+
+// lookup returns the ephemeral key in a slot, nil if there is none.
+func (g *Guard) lookup(ctx context.Context, s *session, slot int) (*ephemeral, error) {
+	rec, found, err := g.cfg.Store.Get(ctx, s.slotKeys[slot])
+	if err != nil {
+		return nil, unavailable("ephemeral key", err)
+	}
+	if !found {
+		return nil, nil
+	}
+	if known := s.slots[slot].Load(); known != nil && bytes.Equal(known.rec, rec) {
+		return known.ephemeral, nil
+	}
+	e, err := g.decodeEphemeral(slot, s.slotKeys[slot], rec)
+	if err != nil {
+		return nil, nil // unreadable is unknown: the client introduces a new one
+	}
+	s.slots[slot].Store(&decodedSlot{rec: rec, ephemeral: e})
+	return e, nil
+}

@@ -1,0 +1,228 @@
+package limpet
+
+import (
+	"context"
+	"crypto/sha256"
+	"encoding/base64"
+	"errors"
+	"fmt"
+	"net/http"
+	"time"
+
+	"github.com/limpet-auth/limpet/proof"
+	"github.com/limpet-auth/limpet/proof/hwsign"
+)
+
+// wires are the protocols a guard understands, asked in this order.
+var wires = []proof.Wire{hwsign.Wire{}}
+
+// Guard binds sessions to device keys and admits only requests that prove
+// possession. It is safe for concurrent use.
+type Guard struct {
+	cfg    Config
+	rules  rules
+	seal   *sealer
+	memo   memo
+	intros [64]introLock
+	now    func() time.Time
+}
+
+var (
+	// ErrBound means that a session is bound already. Every login makes a new
+	// session token, and with it a new binding.
+	ErrBound = errors.New("limpet: bind: the session is bound already")
+
+	// ErrNoSession means that no session with this ID is known.
+	ErrNoSession = errors.New("limpet: no such session")
+)
+
+// New returns a guard. It fails on a configuration that makes no sense and
+// touches neither store nor network.
+func New(cfg Config) (*Guard, error) {
+	if err := cfg.setDefaults(); err != nil {
+		return nil, err
+	}
+	rules, err := newRules(cfg.Rule, cfg.Routes)
+	if err != nil {
+		return nil, err
+	}
+	seal, err := newSealer(cfg.SealKey)
+	if err != nil {
+		return nil, err
+	}
+	return &Guard{cfg: cfg, rules: rules, seal: seal, now: time.Now}, nil
+}
+
+// Bind binds the session with this token, which the app has just made for
+// user, to the device key that the login request brings. A request without a
+// device key gives a session of level None, which a guard knows and can revoke
+// but does not demand proofs of.
+//
+// Call it after the login has succeeded and before the response is written. If
+// it returns an error the session must not be handed out: answer with
+// [Refuse]. The error is a *[proof.Refusal], or ErrBound.
+func (g *Guard) Bind(w http.ResponseWriter, r *http.Request, token, user string) error {
+	if token == "" || len(token) > maxToken {
+		return fmt.Errorf("limpet: bind: a session token of %d bytes, want 1 to %d", len(token), maxToken)
+	}
+	if len(user) > maxUser {
+		return fmt.Errorf("limpet: bind: a user name of %d bytes, want at most %d", len(user), maxUser)
+	}
+	var offer *proof.Offer
+	m := messageOf(r)
+	for _, wire := range wires {
+		o, err := wire.Offer(&m)
+		if err != nil {
+			return fmt.Errorf("limpet: bind: %w", err)
+		}
+		if o != nil {
+			offer = o
+			break
+		}
+	}
+	now := g.now()
+	b := &Binding{Session: g.cfg.Session.ID(token), User: user, Level: None, Created: now, Expires: now.Add(g.cfg.Lifetime)}
+	if offer != nil {
+		b.Level, b.device = offer.Level, offer.Key
+	}
+	// The index first: a session is then never bound without its user's list
+	// knowing, and an index entry without a session harms nobody.
+	ttl := g.cfg.Lifetime + retention
+	if err := g.cfg.Store.Put(r.Context(), userPrefix(user)+b.Session.String(), nil, ttl); err != nil {
+		return unavailable("bind", err)
+	}
+	added, err := g.cfg.Store.Add(r.Context(), bindingKey(b.Session), b.encode(), ttl)
+	if err != nil {
+		return unavailable("bind", err)
+	}
+	if !added {
+		return ErrBound
+	}
+	return nil
+}
+
+// Revoke ends the session with this ID. Its token is refused from now on. It
+// returns ErrNoSession for a session that was never bound.
+func (g *Guard) Revoke(ctx context.Context, session ID) error {
+	rec, found, err := g.cfg.Store.Get(ctx, bindingKey(session))
+	if err != nil {
+		return unavailable("revoke", err)
+	}
+	if !found {
+		return ErrNoSession
+	}
+	b, err := decodeBinding(session, rec)
+	if err != nil {
+		return unavailable("revoke", err)
+	}
+	now := g.now()
+	if !b.Ended.IsZero() {
+		return nil
+	}
+	// The record stays: a token that is merely forgotten would look unbound.
+	b.Ended = now
+	if err := g.cfg.Store.Put(ctx, bindingKey(session), b.encode(), retention); err != nil {
+		return unavailable("revoke", err)
+	}
+	for slot := range slots {
+		if err := g.cfg.Store.Delete(ctx, slotKey(session, slot)); err != nil {
+			return unavailable("revoke", err)
+		}
+	}
+	return nil
+}
+
+// RevokeUser ends all of a user's sessions and returns how many it ended. The
+// store must be a [Lister].
+func (g *Guard) RevokeUser(ctx context.Context, user string) (int, error) {
+	list, ok := g.cfg.Store.(Lister)
+	if !ok {
+		return 0, errors.New("limpet: revoke: this store cannot list sessions")
+	}
+	var ids []ID
+	prefix := userPrefix(user)
+	err := list.List(ctx, prefix, func(key string, _ []byte) bool {
+		if id, err := ParseID(key[len(prefix):]); err == nil {
+			ids = append(ids, id)
+		}
+		return true
+	})
+	if err != nil {
+		return 0, unavailable("revoke", err)
+	}
+	ended := 0
+	for _, id := range ids {
+		rec, found, err := g.cfg.Store.Get(ctx, bindingKey(id))
+		if err != nil {
+			return ended, unavailable("revoke", err)
+		}
+		if !found {
+			continue
+		}
+		if b, err := decodeBinding(id, rec); err == nil && !b.alive(g.now()) {
+			continue
+		}
+		if err := g.Revoke(ctx, id); err != nil {
+			return ended, err
+		}
+		ended++
+	}
+	return ended, nil
+}
+
+// Sessions calls yield with every session that is neither over nor revoked, in
+// no particular order, until yield returns false. The store must be a [Lister].
+func (g *Guard) Sessions(ctx context.Context, yield func(*Binding) bool) error {
+	list, ok := g.cfg.Store.(Lister)
+	if !ok {
+		return errors.New("limpet: sessions: this store cannot list sessions")
+	}
+	err := list.List(ctx, "b:", func(key string, rec []byte) bool {
+		id, ok := bindingID(key)
+		if !ok {
+			return true
+		}
+		b, err := decodeBinding(id, rec)
+		if err != nil || !b.alive(g.now()) {
+			return true
+		}
+		return yield(b)
+	})
+	if err != nil {
+		return unavailable("sessions", err)
+	}
+	return nil
+}
+
+// Keys of the records. All of a session's carry its ID in braces, so that a
+// cluster keeps them together.
+//
+//	b:{session}                 the binding
+//	e:{session}slot             an ephemeral key, slot 0 to 7
+//	d:{session}fingerprint      "this key was introduced before"
+//	n:{session}fingerprint      a spent value, where the store is no Spender
+//	u:user:session              index of a user's sessions, user hashed
+func bindingKey(id ID) string        { return "b:{" + id.String() + "}" }
+func slotKey(id ID, slot int) string { return "e:{" + id.String() + "}" + string(rune('0'+slot)) }
+func introducedKey(id ID, fingerprint string) string {
+	return "d:{" + id.String() + "}" + fingerprint
+}
+func spentKey(id ID, fingerprint string) string { return "n:{" + id.String() + "}" + fingerprint }
+
+func userPrefix(user string) string {
+	sum := sha256.Sum256([]byte(user))
+	return "u:" + base64.RawURLEncoding.EncodeToString(sum[:]) + ":"
+}
+
+func bindingID(key string) (ID, bool) {
+	const start, end = len("b:{"), 1
+	if len(key) < start+end {
+		return ID{}, false
+	}
+	id, err := ParseID(key[start : len(key)-end])
+	return id, err == nil
+}
+
+func unavailable(doing string, err error) error {
+	return &proof.Refusal{Reason: proof.Unavailable, Detail: doing, Err: err}
+}

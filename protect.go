@@ -1,0 +1,138 @@
+package limpet
+
+import (
+	"bytes"
+	"context"
+	"crypto/sha256"
+	"errors"
+	"fmt"
+	"io"
+	"net/http"
+
+	"github.com/limpet-auth/limpet/proof"
+)
+
+// Protect returns a handler that admits to next what the guard admits, by the
+// rule of the request's route, and answers the rest with [Refuse]. next finds
+// the binding with [FromContext].
+func (g *Guard) Protect(next http.Handler) http.Handler {
+	return http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
+		b, err := g.admit(w, r)
+		if err != nil {
+			Refuse(w, err)
+			return
+		}
+		next.ServeHTTP(w, r.WithContext(&boundContext{r.Context(), b}))
+	})
+}
+
+func (g *Guard) admit(w http.ResponseWriter, r *http.Request) (*Binding, error) {
+	token, err := g.cfg.Session.Token(r.Header)
+	if err != nil {
+		return nil, err
+	}
+	req := Request{Message: messageOf(r), Token: token}
+	rule := g.rules.of(r)
+	if rule.Freshness == BodyHash {
+		req.Body = func() ([sha256.Size]byte, error) { return hashBody(r, g.cfg.MaxBody) }
+	}
+	return g.Check(r.Context(), &req, rule, w.Header())
+}
+
+func messageOf(r *http.Request) proof.Message {
+	return proof.Message{
+		Method:    r.Method,
+		Authority: r.Host,
+		Path:      r.URL.EscapedPath(),
+		RawQuery:  r.URL.RawQuery,
+		Header:    r.Header,
+	}
+}
+
+// hashBody reads the body, at most limit bytes of it, and puts it back.
+func hashBody(r *http.Request, limit int64) (sum [sha256.Size]byte, err error) {
+	if r.ContentLength > limit {
+		return sum, &proof.Refusal{Reason: proof.BodyLarge, Detail: "a body over the limit"}
+	}
+	body, err := io.ReadAll(io.LimitReader(r.Body, limit+1))
+	if err != nil {
+		return sum, &proof.Refusal{Reason: proof.Malformed, Detail: "body", Err: err}
+	}
+	if int64(len(body)) > limit {
+		return sum, &proof.Refusal{Reason: proof.BodyLarge, Detail: "a body over the limit"}
+	}
+	r.Body = struct {
+		io.Reader
+		io.Closer
+	}{bytes.NewReader(body), r.Body}
+	return sha256.Sum256(body), nil
+}
+
+type contextKey struct{}
+
+// boundContext carries the binding; one allocation instead of two.
+type boundContext struct {
+	context.Context
+	binding *Binding
+}
+
+func (c *boundContext) Value(key any) any {
+	if key == (contextKey{}) {
+		return c.binding
+	}
+	return c.Context.Value(key)
+}
+
+// FromContext returns the binding of the request that a guard admitted. Of a
+// request that no guard has seen, or whose session is not bound, it returns a
+// binding of level None without a user.
+func FromContext(ctx context.Context) *Binding {
+	if b, ok := ctx.Value(contextKey{}).(*Binding); ok {
+		return b
+	}
+	return unbound
+}
+
+// Refuse answers a request that is not admitted: the status that fits err's
+// [proof.Reason], which is named in WWW-Authenticate on 401, and as JSON
+// {"message","reason"}. Nothing else of err reaches the peer. An err that is no
+// *[proof.Refusal] is answered with 500.
+func Refuse(w http.ResponseWriter, err error) {
+	var refusal *proof.Refusal
+	reason, message := proof.Reason("internal_error"), "internal error"
+	if errors.As(err, &refusal) {
+		reason, message = refusal.Reason, refusal.Reason.Message()
+	}
+	h := w.Header()
+	h.Set("Content-Type", "application/json")
+	h.Set("Cache-Control", "no-store")
+	code := status(reason)
+	switch code {
+	case http.StatusUnauthorized:
+		h.Set("WWW-Authenticate", fmt.Sprintf("Limpet error=%q", reason))
+	case http.StatusServiceUnavailable, http.StatusTooManyRequests:
+		h.Set("Retry-After", "1")
+	}
+	w.WriteHeader(code)
+	fmt.Fprintf(w, "{\"message\":%q,\"reason\":%q}\n", message, reason)
+}
+
+func status(reason proof.Reason) int {
+	switch reason {
+	case proof.Malformed:
+		return http.StatusBadRequest
+	case proof.TooLarge:
+		return http.StatusRequestHeaderFieldsTooLarge
+	case proof.BodyLarge:
+		return http.StatusRequestEntityTooLarge
+	case proof.TooMany:
+		return http.StatusTooManyRequests
+	case proof.LevelTooLow:
+		return http.StatusForbidden
+	case proof.Unavailable:
+		return http.StatusServiceUnavailable
+	case "internal_error":
+		return http.StatusInternalServerError
+	}
+	return http.StatusUnauthorized
+}
