@@ -1,0 +1,82 @@
+package limpet_test
+
+import (
+	"os/exec"
+	"slices"
+	"strings"
+	"testing"
+)
+
+// Arrows run one way: each package may import these of ours, directly or
+// through others, and no more.
+var imports = map[string][]string{
+	"proof":                 {},
+	"proof/hwsign":          {"proof"},
+	"internal/replay":       {},
+	"store/memstore":        {"internal/replay"},
+	"store/boltstore":       {"internal/replay"},
+	"hwkey":                 {},
+	"hwkey/internal/keydir": {"hwkey"},
+	"hwkey/softkey":         {"hwkey", "hwkey/internal/keydir"},
+	"hwkey/tpmkey":          {"hwkey", "hwkey/internal/keydir"},
+	"":                      {"proof", "proof/hwsign"},
+	"client":                {"hwkey", "proof", "proof/hwsign"},
+	"limpettest":            {"", "hwkey", "proof", "proof/hwsign"},
+	"internal/authserver":   {"", "proof", "proof/hwsign"},
+	"cmd/limpet":            {"*"},
+}
+
+// The library must not drag heavy modules into its users' builds.
+var light = []string{"", "proof", "proof/hwsign", "client", "hwkey", "store/memstore"}
+
+const module = "github.com/limpet-auth/limpet"
+
+func TestImportDirections(t *testing.T) {
+	seen := map[string]bool{}
+	for _, line := range goList(t, "-f", "{{.ImportPath}}", "./...") {
+		pkg := strings.TrimPrefix(strings.TrimPrefix(line, module), "/")
+		if strings.HasPrefix(pkg, "e2e") {
+			continue // tests only, imported by nobody
+		}
+		allowed, ok := imports[pkg]
+		if !ok {
+			t.Errorf("package %q is not in the picture: add it to the table and to docs/architecture.md", pkg)
+			continue
+		}
+		seen[pkg] = true
+		for _, dep := range goList(t, "-deps", "-f", "{{.ImportPath}}", "./"+pkg) {
+			own, ours := strings.CutPrefix(dep, module)
+			own = strings.TrimPrefix(own, "/")
+			if ours && own != pkg && !slices.Contains(allowed, own) && !slices.Contains(allowed, "*") {
+				t.Errorf("%q imports %q", pkg, own)
+			}
+			if !ours && slices.Contains(light, pkg) && strings.Contains(strings.Split(dep, "/")[0], ".") {
+				t.Errorf("%q pulls in %s", pkg, dep)
+			}
+		}
+	}
+	for pkg := range imports {
+		if !seen[pkg] {
+			t.Errorf("package %q is in the picture and not in the tree", pkg)
+		}
+	}
+}
+
+func TestNoRoomsWithoutPurpose(t *testing.T) {
+	for _, line := range goList(t, "-f", "{{.ImportPath}}", "./...") {
+		for _, part := range strings.Split(line, "/") {
+			if slices.Contains([]string{"util", "utils", "common", "helper", "helpers", "types", "models", "misc", "manager"}, part) {
+				t.Errorf("%s: %q says nothing of what it holds", line, part)
+			}
+		}
+	}
+}
+
+func goList(t *testing.T, args ...string) []string {
+	t.Helper()
+	out, err := exec.Command("go", append([]string{"list"}, args...)...).Output()
+	if err != nil {
+		t.Fatalf("go list: %v", err)
+	}
+	return strings.Fields(string(out))
+}

@@ -1,0 +1,106 @@
+package limpet
+
+import (
+	"net/http"
+	"strings"
+	"testing"
+
+	"github.com/limpet-auth/limpet/proof"
+)
+
+func TestSessionToken(t *testing.T) {
+	for _, tt := range []struct {
+		name    string
+		session Session
+		header  http.Header
+		want    string
+		reason  proof.Reason
+	}{
+		{"none", Bearer(), http.Header{}, "", ""},
+		{"bearer", Bearer(), http.Header{"Authorization": {"Bearer abc"}}, "abc", ""},
+		{"scheme in lower case", Bearer(), http.Header{"Authorization": {"bearer abc"}}, "abc", ""},
+		{"more space", Bearer(), http.Header{"Authorization": {"Bearer   abc "}}, "abc", ""},
+		{"another scheme", Bearer(), http.Header{"Authorization": {"Basic abc"}}, "", ""},
+		{"two headers", Bearer(), http.Header{"Authorization": {"Bearer a", "Bearer b"}}, "", proof.Malformed},
+		{"too large", Bearer(), http.Header{"Authorization": {"Bearer " + strings.Repeat("a", 8193)}}, "", proof.TooLarge},
+		{"cookie is no bearer", Bearer(), http.Header{"Cookie": {"sid=abc"}}, "", ""},
+
+		{"cookie", Cookie("sid"), http.Header{"Cookie": {"a=b; sid=abc; c=d"}}, "abc", ""},
+		{"no such cookie", Cookie("sid"), http.Header{"Cookie": {"a=b; xsid=abc; sidx=1"}}, "", ""},
+		{"in the second header", Cookie("sid"), http.Header{"Cookie": {"a=b", "sid=abc"}}, "abc", ""},
+		{"quoted", Cookie("sid"), http.Header{"Cookie": {`sid="abc"`}}, "abc", ""},
+		{"percent-encoded", Cookie("sid"), http.Header{"Cookie": {"sid=a%62c"}}, "abc", ""},
+		{"percent-encoded name", Cookie("sid"), http.Header{"Cookie": {"s%69d=abc"}}, "abc", ""},
+		{"white space", Cookie("sid"), http.Header{"Cookie": {"a=b;\tsid =\tabc "}}, "abc", ""},
+		{"twice the same", Cookie("sid"), http.Header{"Cookie": {"sid=abc; sid=abc"}}, "abc", ""},
+		{"twice, another spelling", Cookie("sid"), http.Header{"Cookie": {`sid=abc; sid="a%62c"`}}, "abc", ""},
+		{"two values", Cookie("sid"), http.Header{"Cookie": {"sid=abc; sid=def"}}, "", proof.Malformed},
+		{"two headers, two values", Cookie("sid"), http.Header{"Cookie": {"sid=abc", "sid=def"}}, "", proof.Malformed},
+		{"broken percent-encoding", Cookie("sid"), http.Header{"Cookie": {"sid=a%zz"}}, "a%zz", ""},
+		{"value with =", Cookie("sid"), http.Header{"Cookie": {"sid=abc=="}}, "abc==", ""},
+		{"cookie too large", Cookie("sid"), http.Header{"Cookie": {"sid=" + strings.Repeat("a", 8193)}}, "", proof.TooLarge},
+	} {
+		t.Run(tt.name, func(t *testing.T) {
+			got, err := tt.session.Token(tt.header)
+			if got != tt.want && err == nil || reasonOf(err) != tt.reason {
+				t.Errorf("%q, %v; want %q, %q", got, err, tt.want, tt.reason)
+			}
+		})
+	}
+}
+
+// However a token is spelled on the way in, it is the session that was bound.
+func TestSpellingsShareASession(t *testing.T) {
+	s := Cookie("sid")
+	for _, token := range []string{"abc", "a b", "a%20b", `"abc"`, "a+b/c=", "ünï"} {
+		want := s.ID(token)
+		for _, spelled := range []string{token, `"` + token + `"`} {
+			got, err := s.Token(http.Header{"Cookie": {"sid=" + spelled}})
+			if err != nil || s.ID(got) != want {
+				t.Errorf("%q as %q is another session: %q, %v", token, spelled, got, err)
+			}
+		}
+	}
+}
+
+func TestParseID(t *testing.T) {
+	id := Bearer().ID("token")
+	if got, err := ParseID(id.String()); err != nil || got != id {
+		t.Errorf("%v, %v", got, err)
+	}
+	for _, bad := range []string{"", "abc", id.String() + "A", id.String()[:42] + "=", "../../../../etc/passwd"} {
+		if _, err := ParseID(bad); err == nil {
+			t.Errorf("%q is an ID", bad)
+		}
+	}
+}
+
+func FuzzCookieToken(f *testing.F) {
+	f.Add("a=b; sid=abc")
+	f.Add(`sid="a%62c"; sid=abc`)
+	f.Add("sid=;;=; sid")
+	f.Fuzz(func(t *testing.T, line string) {
+		s := Cookie("sid")
+		token, err := s.Token(http.Header{"Cookie": {line}})
+		if err != nil {
+			return
+		}
+		if len(token) > maxToken {
+			t.Fatal("token over the limit")
+		}
+		if r := (&http.Request{Header: http.Header{"Cookie": {line}}}); token == "" {
+			if c, err := r.Cookie("sid"); err == nil && c.Value != "" {
+				t.Fatalf("net/http finds %q, we find none in %q", c.Value, line)
+			}
+		}
+	})
+}
+
+func FuzzDecodeBinding(f *testing.F) {
+	f.Add((&Binding{Level: None, User: "alice"}).encode())
+	f.Fuzz(func(t *testing.T, rec []byte) {
+		if b, err := decodeBinding(ID{}, rec); err == nil && b.Level != None && b.device == nil {
+			t.Fatal("a bound session without a device key")
+		}
+	})
+}
