@@ -8,6 +8,7 @@ import (
 	"fmt"
 	"io"
 	"net/http"
+	"sync"
 
 	"github.com/limpet-auth/limpet/proof"
 )
@@ -26,17 +27,24 @@ func (g *Guard) Protect(next http.Handler) http.Handler {
 	})
 }
 
+// requests holds Requests between uses.
+var requests = sync.Pool{New: func() any { return new(Request) }}
+
 func (g *Guard) admit(w http.ResponseWriter, r *http.Request) (*Binding, error) {
 	token, err := g.cfg.Session.Token(r.Header)
 	if err != nil {
 		return nil, err
 	}
-	req := Request{Message: messageOf(r), Token: token}
+	req := requests.Get().(*Request)
+	defer requests.Put(req)
+	*req = Request{Message: messageOf(r), Token: token}
 	rule := g.rules.of(r)
 	if rule.Freshness == BodyHash {
 		req.Body = func() ([sha256.Size]byte, error) { return hashBody(r, g.cfg.MaxBody) }
 	}
-	return g.Check(r.Context(), &req, rule, w.Header())
+	b, err := g.Check(r.Context(), req, rule, w.Header())
+	*req = Request{}
+	return b, err
 }
 
 func messageOf(r *http.Request) proof.Message {

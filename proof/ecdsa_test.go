@@ -39,7 +39,9 @@ func TestECDSACanonical(t *testing.T) {
 		if err != nil {
 			t.Fatal(err)
 		}
-		raw := func(r, s *big.Int) []byte { return append(r.FillBytes(make([]byte, 32)), s.FillBytes(make([]byte, 32))...) }
+		raw := func(r, s *big.Int) []byte {
+			return append(r.FillBytes(make([]byte, 32)), s.FillBytes(make([]byte, 32))...)
+		}
 		small := rs.S
 		if negS.Cmp(small) < 0 {
 			small = negS

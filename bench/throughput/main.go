@@ -1,0 +1,312 @@
+// Command throughput measures what a guard costs a whole server. It runs a
+// bare net/http JSON handler and the same handler behind Guard.Protect, each in
+// a process of its own, loads them in turn from this process, and prints the
+// medians of CPU time per request and requests per second, with ratios taken
+// round by round.
+package main
+
+import (
+	"bufio"
+	"bytes"
+	"crypto/ecdh"
+	"crypto/ecdsa"
+	"crypto/elliptic"
+	"crypto/hmac"
+	"crypto/rand"
+	"crypto/sha256"
+	"encoding/base64"
+	"flag"
+	"fmt"
+	"io"
+	"log"
+	"net"
+	"net/http"
+	"os"
+	"slices"
+	"strconv"
+	"strings"
+	"sync"
+	"time"
+
+	"github.com/limpet-auth/limpet/proof/hwsign"
+)
+
+func main() {
+	log.SetFlags(0)
+	log.SetPrefix("throughput: ")
+	rounds := flag.Int("rounds", 8, "rounds over all servers; at least 6")
+	requests := flag.Int("requests", 40_000, "requests a round to the bare and the HMAC server; a quarter of it to the ECDSA servers")
+	connections := flag.Int("connections", 16, "connections that send at the same time")
+	serve := flag.String("serve", "", "be the server of this variant (for this command's own use)")
+	flag.Parse()
+	if *serve != "" {
+		log.Fatal(runServer(*serve))
+	}
+	if *rounds < 6 || *requests < *connections || *connections < 1 {
+		log.Fatal("want at least 6 rounds, one connection and a request for each")
+	}
+	if err := measure(*rounds, *requests, *connections); err != nil {
+		log.Fatal(err)
+	}
+}
+
+// A peer is one server process and the client state to load it with.
+type peer struct {
+	variant string
+	addr    string
+	stop    func()
+	sign    func(value string) http.Header // nil: requests without a proof
+	cpu     []float64                      // µs per request, a round each
+	rate    []float64                      // requests per second, a round each
+}
+
+func measure(rounds, requests, connections int) error {
+	var peers []*peer
+	for _, variant := range []string{bare, guardHMAC, bareECDSA, guardECDSA} {
+		p, err := start(variant)
+		if err != nil {
+			return err
+		}
+		defer p.stop()
+		peers = append(peers, p)
+	}
+	for round := range rounds + 1 {
+		for _, p := range peers {
+			n := requests
+			if p.variant == bareECDSA || p.variant == guardECDSA {
+				n /= 4
+			}
+			cpu, elapsed, err := p.load(n, connections)
+			if err != nil {
+				return fmt.Errorf("%s: %w", p.variant, err)
+			}
+			if round == 0 {
+				continue // warm-up
+			}
+			p.cpu = append(p.cpu, cpu.Seconds()*1e6/float64(n))
+			p.rate = append(p.rate, float64(n)/elapsed.Seconds())
+		}
+		fmt.Fprintf(os.Stderr, "round %d of %d\n", round, rounds)
+	}
+	fmt.Printf("%d rounds, %d connections, medians\n\n", rounds, connections)
+	fmt.Println("| server | CPU per request, µs | requests/s |")
+	fmt.Println("|---|---|---|")
+	for _, p := range peers {
+		fmt.Printf("| %s | %.1f | %.0f |\n", p.variant, median(p.cpu), median(p.rate))
+	}
+	fmt.Println("\n| ratio, round by round | CPU | requests/s |")
+	fmt.Println("|---|---|---|")
+	for _, pair := range [][2]*peer{{peers[1], peers[0]}, {peers[3], peers[2]}} {
+		fmt.Printf("| %s / %s | %.2f | %.2f |\n", pair[0].variant, pair[1].variant,
+			median(ratios(pair[0].cpu, pair[1].cpu)), median(ratios(pair[0].rate, pair[1].rate)))
+	}
+	return nil
+}
+
+func ratios(a, b []float64) []float64 {
+	r := make([]float64, len(a))
+	for i := range a {
+		r[i] = a[i] / b[i]
+	}
+	return r
+}
+
+func median(v []float64) float64 {
+	v = slices.Sorted(slices.Values(v))
+	return (v[(len(v)-1)/2] + v[len(v)/2]) / 2
+}
+
+const token = "5UbLkmIlm0nEvlGjPCMbpvDnbjRxjLnFmy9gQ0hCJbw"
+
+var b64 = base64.StdEncoding.EncodeToString
+
+// login binds a session on the server to a new device key and introduces an
+// ephemeral key: ECDH if mac, else ECDSA.
+func (p *peer) login(mac bool) error {
+	device, err := ecdsa.GenerateKey(elliptic.P256(), rand.Reader)
+	if err != nil {
+		return err
+	}
+	ephemeral, err := ecdsa.GenerateKey(elliptic.P256(), rand.Reader)
+	if err != nil {
+		return err
+	}
+	devicePub, err := device.PublicKey.Bytes()
+	if err != nil {
+		return err
+	}
+	ephemeralPub, err := ephemeral.PublicKey.Bytes()
+	if err != nil {
+		return err
+	}
+	n := hwsign.BoundToken
+	if _, err := p.do("POST", "/login", http.Header{n.DeviceKey: {b64(devicePub)}, n.DeviceKeyType: {hwsign.TypeECDSA}}); err != nil {
+		return err
+	}
+	typeName := hwsign.TypeECDSA
+	if mac {
+		typeName = hwsign.TypeECDHLong
+	}
+	text, first := b64(ephemeralPub), value()
+	answer, err := p.do("GET", "/", http.Header{
+		n.EphemeralKey: {text}, n.EphemeralType: {typeName}, n.EphemeralSig: {sign(device, text)},
+		n.Data: {first}, n.DataSig: {sign(ephemeral, first)},
+	})
+	if err != nil {
+		return err
+	}
+	id := answer.Get(n.EphemeralID)
+	tag := func(value string) string { return sign(ephemeral, value) }
+	if mac {
+		secret, err := agree(ephemeral, answer.Get(n.EphemeralKey))
+		if err != nil {
+			return err
+		}
+		tag = func(value string) string {
+			h := hmac.New(sha256.New, secret)
+			h.Write([]byte(value))
+			return b64(h.Sum(nil))
+		}
+	}
+	p.sign = func(value string) http.Header {
+		return http.Header{n.EphemeralID: {id}, n.Data: {value}, n.DataSig: {tag(value)}}
+	}
+	return nil
+}
+
+func (p *peer) do(method, path string, h http.Header) (http.Header, error) {
+	r, err := http.NewRequest(method, "http://"+p.addr+path, nil)
+	if err != nil {
+		return nil, err
+	}
+	r.Header = h
+	r.Header.Set("Authorization", "Bearer "+token)
+	resp, err := http.DefaultClient.Do(r)
+	if err != nil {
+		return nil, err
+	}
+	defer resp.Body.Close()
+	if resp.StatusCode != http.StatusOK {
+		body, _ := io.ReadAll(resp.Body)
+		return nil, fmt.Errorf("%s %s: %s %s", method, path, resp.Status, body)
+	}
+	return resp.Header, nil
+}
+
+func sign(key *ecdsa.PrivateKey, message string) string {
+	sum := sha256.Sum256([]byte(message))
+	sig, err := ecdsa.SignASN1(rand.Reader, key, sum[:])
+	if err != nil {
+		log.Fatal(err)
+	}
+	return b64(sig)
+}
+
+func agree(own *ecdsa.PrivateKey, server string) ([]byte, error) {
+	der, err := base64.StdEncoding.DecodeString(server)
+	if err != nil || len(der) < 65 {
+		return nil, fmt.Errorf("bad server key")
+	}
+	pub, err := ecdh.P256().NewPublicKey(der[len(der)-65:])
+	if err != nil {
+		return nil, err
+	}
+	key, err := own.ECDH()
+	if err != nil {
+		return nil, err
+	}
+	return key.ECDH(pub)
+}
+
+func value() string {
+	var r [32]byte
+	rand.Read(r[:])
+	return fmt.Sprintf("%d-%x", time.Now().Unix(), r)
+}
+
+// load sends n requests, made beforehand, over some connections and returns
+// the CPU time that the server process used for them and the time that passed.
+func (p *peer) load(n, connections int) (cpu, elapsed time.Duration, err error) {
+	batches := make([][][]byte, connections)
+	for i := range n {
+		r := "GET /api HTTP/1.1\r\nHost: " + p.addr + "\r\nUser-Agent: throughput\r\nAccept: application/json\r\nAuthorization: Bearer " + token + "\r\n"
+		if p.sign != nil {
+			for name, v := range p.sign(value()) {
+				r += name + ": " + v[0] + "\r\n"
+			}
+		}
+		batches[i%connections] = append(batches[i%connections], []byte(r+"\r\n"))
+	}
+	conns := make([]net.Conn, connections)
+	for i := range conns {
+		if conns[i], err = net.Dial("tcp", p.addr); err != nil {
+			return 0, 0, err
+		}
+		defer conns[i].Close()
+	}
+	before, err := p.used()
+	if err != nil {
+		return 0, 0, err
+	}
+	begin := time.Now()
+	errs := make([]error, connections)
+	var wg sync.WaitGroup
+	for i, conn := range conns {
+		wg.Go(func() { errs[i] = exchange(conn, batches[i]) })
+	}
+	wg.Wait()
+	elapsed = time.Since(begin)
+	for _, err := range errs {
+		if err != nil {
+			return 0, 0, err
+		}
+	}
+	after, err := p.used()
+	return after - before, elapsed, err
+}
+
+// exchange sends each request and reads its answer, which must be 200.
+func exchange(conn net.Conn, requests [][]byte) error {
+	r := bufio.NewReader(conn)
+	for _, req := range requests {
+		if _, err := conn.Write(req); err != nil {
+			return err
+		}
+		length := 0
+		for first := true; ; first = false {
+			line, err := r.ReadSlice('\n')
+			if err != nil {
+				return err
+			}
+			if first && !bytes.HasPrefix(line, []byte("HTTP/1.1 200 ")) {
+				return fmt.Errorf("answer %q", line)
+			}
+			if v, ok := bytes.CutPrefix(line, []byte("Content-Length: ")); ok {
+				if length, err = strconv.Atoi(string(bytes.TrimSpace(v))); err != nil {
+					return err
+				}
+			}
+			if len(line) == 2 {
+				break
+			}
+		}
+		if _, err := r.Discard(length); err != nil {
+			return err
+		}
+	}
+	return nil
+}
+
+// used asks the server process how much CPU time it has used so far.
+func (p *peer) used() (time.Duration, error) {
+	resp, err := http.Get("http://" + p.addr + "/cpu")
+	if err != nil {
+		return 0, err
+	}
+	defer resp.Body.Close()
+	b, err := io.ReadAll(resp.Body)
+	if err != nil {
+		return 0, err
+	}
+	return time.ParseDuration(strings.TrimSpace(string(b)))
+}

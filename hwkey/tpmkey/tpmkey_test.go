@@ -1,0 +1,220 @@
+//go:build unix
+
+package tpmkey_test
+
+import (
+	"context"
+	"errors"
+	"io"
+	"os"
+	"path/filepath"
+	"strings"
+	"testing"
+
+	"github.com/limpet-auth/limpet/hwkey"
+	"github.com/limpet-auth/limpet/hwkey/tpmkey"
+	"github.com/limpet-auth/limpet/limpettest"
+)
+
+var supported = []hwkey.Algorithm{hwkey.ECDSAP256, hwkey.RSA2048}
+
+// open returns a keystore with a directory of its own on the TPM behind dial.
+func open(t *testing.T, dial func(context.Context) (io.ReadWriteCloser, error)) *tpmkey.Keystore {
+	return openDir(t, filepath.Join(t.TempDir(), "keys"), dial)
+}
+
+func openDir(t *testing.T, dir string, dial func(context.Context) (io.ReadWriteCloser, error)) *tpmkey.Keystore {
+	ks := tpmkey.New(tpmkey.Config{Dir: dir, Dial: dial})
+	t.Cleanup(func() { ks.Close() })
+	return ks
+}
+
+func create(t *testing.T, ks *tpmkey.Keystore, alg hwkey.Algorithm) hwkey.Key {
+	t.Helper()
+	key, err := ks.Create(t.Context(), hwkey.CreateOptions{Algorithm: alg})
+	if err != nil {
+		t.Fatalf("Create: %v", err)
+	}
+	return key
+}
+
+func sign(t *testing.T, key hwkey.Key) {
+	t.Helper()
+	if err := limpettest.SignAndVerify(key, key.Public(), []byte("message")); err != nil {
+		t.Fatal(err)
+	}
+}
+
+// wantWords checks that err is told in these words.
+func wantWords(t *testing.T, err error, words ...string) {
+	t.Helper()
+	if err == nil {
+		t.Fatalf("no error, want one that says %q", words)
+	}
+	for _, w := range words {
+		if !strings.Contains(err.Error(), w) {
+			t.Errorf("error %q does not say %q", err, w)
+		}
+	}
+	if !strings.HasPrefix(err.Error(), "limpet: tpmkey: ") {
+		t.Errorf("error %q does not say where it is from", err)
+	}
+}
+
+func TestKeystore(t *testing.T) {
+	tests := []struct {
+		name   string
+		config func(t *testing.T) tpmkey.Config
+	}{
+		{"socket pair", func(t *testing.T) tpmkey.Config { return tpmkey.Config{Dial: limpettest.SoftTPM(t).Dial} }},
+		{"unix", func(t *testing.T) tpmkey.Config { return tpmkey.Config{Addr: limpettest.SoftTPMAt(t, "unix")} }},
+		{"tcp", func(t *testing.T) tpmkey.Config { return tpmkey.Config{Addr: limpettest.SoftTPMAt(t, "tcp")} }},
+	}
+	for _, tt := range tests {
+		t.Run(tt.name, func(t *testing.T) {
+			c := tt.config(t)
+			limpettest.Keystore(t, supported, func(t *testing.T, dir string) hwkey.Keystore {
+				c.Dir = dir
+				return tpmkey.New(c)
+			})
+		})
+	}
+}
+
+// A signature with a loaded key is one command and nothing else.
+func TestOneCommandPerSignature(t *testing.T) {
+	for _, alg := range supported {
+		t.Run(string(alg), func(t *testing.T) {
+			ks := open(t, limpettest.SoftTPM(t).Dial)
+			key := create(t, ks, alg)
+			before := ks.Commands()
+			for range 10 {
+				sign(t, key)
+			}
+			after := ks.Commands()
+			if got := after["Sign"] - before["Sign"]; got != 10 {
+				t.Errorf("%d Sign commands for 10 signatures", got)
+			}
+			after["Sign"] = before["Sign"]
+			for name, n := range after {
+				if n != before[name] {
+					t.Errorf("10 signatures took %d %s commands", n-before[name], name)
+				}
+			}
+		})
+	}
+}
+
+// Making and using one key costs what it must. CreatePrimary is slow on real
+// chips: once.
+func TestCommandsOfAKey(t *testing.T) {
+	ks := open(t, limpettest.SoftTPM(t).Dial)
+	sign(t, create(t, ks, hwkey.ECDSAP256))
+	sign(t, create(t, ks, hwkey.ECDSAP256))
+	got := ks.Commands()
+	for name, want := range map[string]int{"CreatePrimary": 1, "StartAuthSession": 1, "Create": 2, "Load": 2, "Sign": 2} {
+		if got[name] != want {
+			t.Errorf("%d %s commands for two keys, want %d", got[name], name, want)
+		}
+	}
+}
+
+func TestLoadUsesNoSecondParent(t *testing.T) {
+	tpm := limpettest.SoftTPM(t)
+	ks := open(t, tpm.Dial)
+	var ids []string
+	for range 6 { // more than a TPM holds
+		ids = append(ids, create(t, ks, hwkey.ECDSAP256).Info().ID)
+	}
+	for _, id := range ids {
+		key, err := ks.Load(t.Context(), id)
+		if err != nil {
+			t.Fatal(err)
+		}
+		sign(t, key)
+	}
+	if n := ks.Commands()["CreatePrimary"]; n != 1 {
+		t.Errorf("%d CreatePrimary commands, want 1", n)
+	}
+}
+
+// Damage to a key file is a lost key; no file makes a panic.
+func TestDamagedFile(t *testing.T) {
+	dir := filepath.Join(t.TempDir(), "keys")
+	ks := openDir(t, dir, limpettest.SoftTPM(t).Dial)
+	id := create(t, ks, hwkey.ECDSAP256).Info().ID
+	path := filepath.Join(dir, id+".tpm")
+	good, err := os.ReadFile(path)
+	if err != nil {
+		t.Fatal(err)
+	}
+	begin := strings.Index(string(good), "-----BEGIN")
+	flipped := func(i int) []byte {
+		b := []byte(string(good))
+		if b[i]++; b[i] == 'Z'+1 || b[i] == 'z'+1 || b[i] == '9'+1 {
+			b[i] -= 2
+		}
+		return b
+	}
+	tests := map[string][]byte{
+		"empty":           {},
+		"cut":             good[:len(good)-100],
+		"no PEM":          good[:begin],
+		"metadata":        flipped(len("Limpet: ")),
+		"another parent":  []byte(strings.Replace(string(good), `"parent":"000b`, `"parent":"000c`, 1)),
+		"no parent":       []byte(strings.Replace(string(good), `"parent":"000b`, `"x":"000b`, 1)),
+		"private flipped": flipped(len(good) - 90),
+		"too long":        append([]byte(string(good)), make([]byte, 1<<20)...),
+	}
+	for name, data := range tests {
+		t.Run(name, func(t *testing.T) {
+			if err := os.WriteFile(path, data, 0o600); err != nil {
+				t.Fatal(err)
+			}
+			_, err := ks.Load(t.Context(), id)
+			if name != "too long" && !errors.Is(err, hwkey.ErrLost) || err == nil {
+				t.Errorf("error %v, want ErrLost", err)
+			}
+			if infos, err := ks.List(t.Context()); err != nil || len(infos) != 1 || infos[0].ID != id {
+				t.Errorf("List is %v, error %v", infos, err)
+			}
+		})
+	}
+}
+
+func TestDescribe(t *testing.T) {
+	ks := tpmkey.New(tpmkey.Config{Addr: limpettest.SoftTPMAt(t, "unix"), Dir: filepath.Join(t.TempDir(), "keys")})
+	defer ks.Close()
+	create(t, ks, hwkey.ECDSAP256)
+	d, err := ks.Describe(t.Context())
+	if err != nil {
+		t.Fatal(err)
+	}
+	if d.Manufacturer != "IBM" || !strings.Contains(d.Vendor, "SW") || d.Spec == "" || d.Firmware == "" {
+		t.Errorf("%+v does not describe swtpm", d)
+	}
+	if !strings.HasPrefix(d.Address, "unix:/") || d.SRK || len(d.Parent) != 68 || d.Keys != 1 || d.Foreign != 0 {
+		t.Errorf("%+v: wrong address, parent or keys", d)
+	}
+	if d.Lockout.Active || d.Lockout.Max == 0 || d.Lockout.AuthSet || d.OwnerAuthSet {
+		t.Errorf("%+v: wrong lockout", d)
+	}
+	if len(d.Algorithms) != 2 {
+		t.Errorf("algorithms %v, want both", d.Algorithms)
+	}
+}
+
+func TestCandidate(t *testing.T) {
+	dir := t.TempDir()
+	ks, findings, err := hwkey.Auto(t.Context(), tpmkey.Candidate(tpmkey.Config{Dir: dir, Dial: limpettest.SoftTPM(t).Dial}))
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer ks.(io.Closer).Close()
+	if f := findings[0]; f.Level != hwkey.Hardware || !strings.Contains(f.Reason, "IBM") {
+		t.Errorf("finding %v does not name the TPM", f)
+	}
+	if key, err := ks.Create(t.Context(), hwkey.CreateOptions{}); err != nil || key.Info().Level != hwkey.Hardware {
+		t.Errorf("key %v, error %v", key, err)
+	}
+}
