@@ -3,7 +3,6 @@ package limpet
 import (
 	"context"
 	"crypto/sha256"
-	"encoding/base64"
 	"errors"
 	"log/slog"
 	"sync"
@@ -136,24 +135,42 @@ func (g *Guard) prove(ctx context.Context, r *Request, s *session, rule Rule, no
 	if err != nil {
 		return err
 	}
-	if known == nil {
-		key.ID = fingerprint(s.id, key.Public)
-		key.Expires = earlier(now.Add(g.cfg.Lease), s.binding.Expires).Truncate(time.Second)
-	}
-	if rule.Freshness == Nonce || rule.Freshness == StrictNonce {
-		if err := g.spend(ctx, c, s, key); err != nil {
-			return err
-		}
-	}
 	if known != nil {
-		return nil
+		if p.Time.IsZero() && p.ByDevice(s.binding.device) {
+			// Its lease can be renewed, so the end of it is no end for the value.
+			return &proof.Refusal{Reason: proof.NonceWeak, Detail: "a value by the device key itself without a time"}
+		}
+		return g.spend(ctx, c, s, key, rule)
 	}
-	known, err = g.introduce(ctx, s, key, p.ByDevice(s.binding.device) && !p.Time.IsZero(), now)
-	if err != nil {
+	key.ID = fingerprint(s.id, key.Public)
+	key.Expires = earlier(now.Add(g.cfg.Lease), s.binding.Expires).Truncate(time.Second)
+	if known, err = g.admitIntroduction(ctx, c, s, key, rule, now); err != nil {
 		return err
 	}
 	wire.Answer(&r.Message, response, proof.Introduced{ID: known.wireID(), Server: known.server, Expires: known.key.Expires})
 	return nil
+}
+
+// admitIntroduction spends the value of a verified introduction and gives its
+// key a slot.
+func (g *Guard) admitIntroduction(ctx context.Context, c *checking, s *session, key *proof.EphemeralKey, rule Rule, now time.Time) (*ephemeral, error) {
+	if err := g.countIntroduction(s, now); err != nil {
+		return nil, err
+	}
+	timed := !c.proof.Time.IsZero()
+	if timed {
+		if err := g.spend(ctx, c, s, key, rule); err != nil {
+			return nil, err
+		}
+	} else if err := g.spendForGood(ctx, c, s, key, now); err != nil {
+		return nil, err
+	}
+	e, err := g.introduce(ctx, s, key, timed && c.proof.ByDevice(s.binding.device), now)
+	if err != nil || timed {
+		return e, err
+	}
+	// Now the lease is known: until its end the value is no proof either.
+	return e, g.spend(ctx, c, s, &e.key, Rule{Freshness: Timestamp})
 }
 
 // extract reads the proof on the first wire that finds one.
@@ -172,7 +189,11 @@ func extract(m *proof.Message, p *proof.Proof) (proof.Wire, error) {
 
 // spend uses up the proof's value. A value with a time is remembered until the
 // window has passed over it; one without, until its key's lease is over.
-func (g *Guard) spend(ctx context.Context, c *checking, s *session, key *proof.EphemeralKey) error {
+//
+// It is used up under every rule, but only the nonce policies mind if it was
+// before: else a value could go from a route that admits it twice to one that
+// must not.
+func (g *Guard) spend(ctx context.Context, c *checking, s *session, key *proof.EphemeralKey, rule Rule) error {
 	expires := key.Expires
 	if t := c.proof.Time; !t.IsZero() {
 		expires = t.Add(window + time.Second)
@@ -185,17 +206,31 @@ func (g *Guard) spend(ctx context.Context, c *checking, s *session, key *proof.E
 	if spender, ok := g.cfg.Store.(Spender); ok {
 		fresh, err = spender.Spend(ctx, c.id, expires)
 	} else {
-		sum := sha256.Sum256(c.id)
-		fresh, err = g.cfg.Store.Add(ctx, spentKey(s.id, base64.RawURLEncoding.EncodeToString(sum[:])), nil, expires.Sub(g.now())+time.Second)
+		fresh, err = g.cfg.Store.Add(ctx, spentKey(s.id, c.id), nil, expires.Sub(g.now())+time.Second)
 	}
 	if err != nil {
 		return unavailable("spent values", err)
 	}
+	if fresh || rule.Freshness != Nonce && rule.Freshness != StrictNonce {
+		return nil
+	}
+	if c.proof.Random == 0 {
+		return &proof.Refusal{Reason: proof.NonceSpent, Detail: "the value was used before; it has no random part, so two requests at one time collide"}
+	}
+	return &proof.Refusal{Reason: proof.NonceSpent, Detail: "the value was used before"}
+}
+
+// spendForGood uses up the value of an introduction that does not say when it
+// was made: it must not come again as long as the session lives.
+func (g *Guard) spendForGood(ctx context.Context, c *checking, s *session, key *proof.EphemeralKey, now time.Time) error {
+	c.id = append(c.id[:0], "introduction\x00"...)
+	c.id = c.proof.ReplayID(c.id, key)
+	fresh, err := g.cfg.Store.Add(ctx, spentKey(s.id, c.id), nil, s.binding.Expires.Sub(now))
+	if err != nil {
+		return unavailable("spent values", err)
+	}
 	if !fresh {
-		if c.proof.Random == 0 {
-			return &proof.Refusal{Reason: proof.NonceSpent, Detail: "the value was used before; it has no random part, so two requests at one time collide"}
-		}
-		return &proof.Refusal{Reason: proof.NonceSpent, Detail: "the value was used before"}
+		return &proof.Refusal{Reason: proof.NonceSpent, Detail: "the introduction was used before and says no time"}
 	}
 	return nil
 }

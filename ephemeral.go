@@ -99,6 +99,20 @@ type introLock struct {
 	_ [56]byte // a cache line each
 }
 
+// countIntroduction bounds what one session can make a store remember.
+func (g *Guard) countIntroduction(s *session, now time.Time) error {
+	lock := &g.intros[s.id[0]%byte(len(g.intros))]
+	lock.Lock()
+	defer lock.Unlock()
+	if now.Sub(s.introducedSince) > g.cfg.Lease {
+		s.introduced, s.introducedSince = 0, now
+	}
+	if s.introduced++; s.introduced > maxIntroductions {
+		return &proof.Refusal{Reason: proof.TooMany, Detail: "too many introductions within one lease"}
+	}
+	return nil
+}
+
 // introduce gives a verified new ephemeral key a slot and, for an agreement,
 // agrees the HMAC key. vouched says that the device key itself made the value
 // that came with the delegation, at a time it states.
@@ -124,12 +138,6 @@ func (g *Guard) introduce(ctx context.Context, s *session, key *proof.EphemeralK
 		case oldest < 0 || e.introduced.Before(oldestTime):
 			oldest, oldestTime = slot, e.introduced
 		}
-	}
-	if now.Sub(s.introducedSince) > g.cfg.Lease {
-		s.introduced, s.introducedSince = 0, now
-	}
-	if s.introduced++; s.introduced > maxIntroductions {
-		return nil, &proof.Refusal{Reason: proof.TooMany, Detail: "too many ephemeral keys introduced within one lease"}
 	}
 	// A delegation has no expiry of its own on this wire. What is over stays
 	// over, unless the device key asks for it anew.

@@ -207,7 +207,10 @@ func slotKey(id ID, slot int) string { return "e:{" + id.String() + "}" + string
 func introducedKey(id ID, fingerprint string) string {
 	return "d:{" + id.String() + "}" + fingerprint
 }
-func spentKey(id ID, fingerprint string) string { return "n:{" + id.String() + "}" + fingerprint }
+func spentKey(id ID, replayID []byte) string {
+	sum := sha256.Sum256(replayID)
+	return "n:{" + id.String() + "}" + base64.RawURLEncoding.EncodeToString(sum[:])
+}
 
 func userPrefix(user string) string {
 	sum := sha256.Sum256([]byte(user))

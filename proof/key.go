@@ -175,7 +175,7 @@ func (k *PublicKey) Verify(message, sig []byte) bool {
 		if len(sig) != ed25519.SignatureSize {
 			return false
 		}
-		if ed25519.Verify(k.ed, message, sig) {
+		if !couldBeDigest(message) && ed25519.Verify(k.ed, message, sig) {
 			return true
 		}
 		sum := sha256.Sum256(message)
@@ -193,6 +193,22 @@ func (k *PublicKey) Verify(message, sig []byte) bool {
 	case RSAPKCS1:
 		sum := sha256.Sum256(message)
 		return rsa.VerifyPKCS1v15(k.rsa, crypto.SHA256, sum[:], sig) == nil
+	}
+	return false
+}
+
+// couldBeDigest reports whether message could be the SHA-256 of another one. A
+// signature that was made over a digest must not be admitted a second time, with
+// the digest in place of the message. 32 random bytes are never all ASCII, and
+// what clients sign always is, or has another length.
+func couldBeDigest(message []byte) bool {
+	if len(message) != sha256.Size {
+		return false
+	}
+	for _, c := range message {
+		if c >= 0x80 {
+			return true
+		}
 	}
 	return false
 }

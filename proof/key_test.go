@@ -112,6 +112,12 @@ func TestVerifyAdmitsPrehashedEd25519(t *testing.T) {
 	if !s.public.Verify(message, s.sign(sum[:])) {
 		t.Error("a signature over SHA-256(message) is refused")
 	}
+	if s.public.Verify(sum[:], s.sign(sum[:])) {
+		t.Error("the same signature is admitted with the digest in place of the message")
+	}
+	if body := []byte(`{"amount":1,"to":"bob","x":"yz"}`); len(body) != 32 || !s.public.Verify(body, s.sign(body)) {
+		t.Error("a body of 32 characters is refused")
+	}
 }
 
 func TestVerifyAdmitsAnySaltLength(t *testing.T) {

@@ -155,13 +155,18 @@ func base64Encoding(text []byte) *base64.Encoding {
 	return base64.RawStdEncoding
 }
 
-// ReplayID appends what identifies this use of the key: the ephemeral key, the
+// ReplayID appends what identifies this use of a key: the key that signed, the
 // signed value and the signature in canonical form. On the value alone two
 // honest requests of one second would collide; on the raw signature a thief
-// would re-encode it. p has passed [Verify], and key is what that returned,
-// with its ID.
+// would re-encode it; with anything that is not signed, such as the type that a
+// key is introduced as, he would change that. p has passed [Verify], and key is
+// what that returned, with its ID.
 func (p *Proof) ReplayID(dst []byte, key *EphemeralKey) []byte {
-	dst = append(dst, key.ID...)
+	if p.signer == nil {
+		dst = append(dst, key.ID...)
+	} else {
+		dst = append(dst, p.signer.enc...)
+	}
 	dst = append(dst, 0)
 	dst = append(dst, p.Signed...)
 	dst = append(dst, 0)
