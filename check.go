@@ -43,7 +43,7 @@ func (g *Guard) Check(ctx context.Context, r *Request, rule Rule, response map[s
 	if rule.Mode == Observe {
 		verdict = "would refuse"
 	}
-	g.cfg.Logger.LogAttrs(ctx, slog.LevelWarn, "limpet: "+verdict,
+	g.cfg.Logger.LogAttrs(ctx, slog.LevelInfo, "limpet: "+verdict,
 		slog.String("reason", string(refusal.Reason)),
 		slog.String("why", refusal.Error()),
 		slog.String("method", r.Method),

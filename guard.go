@@ -159,7 +159,7 @@ func (g *Guard) RevokeUser(ctx context.Context, user string) (int, error) {
 		if !found {
 			continue
 		}
-		if b, err := decodeBinding(id, rec); err == nil && !b.alive(g.now()) {
+		if b, err := decodeBinding(id, rec); err == nil && (b.User != user || !b.alive(g.now())) {
 			continue
 		}
 		if err := g.Revoke(ctx, id); err != nil {
