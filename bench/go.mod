@@ -4,6 +4,16 @@ go 1.26.0
 
 require github.com/limpet-auth/limpet v0.0.0
 
-require github.com/maypok86/otter/v2 v2.4.0 // indirect
+require (
+	github.com/foxboron/go-tpm-keyfiles v0.0.0-20251226215517-609e4778396f // indirect
+	github.com/google/go-tpm v0.9.8 // indirect
+	golang.org/x/crypto v0.58.0 // indirect
+)
+
+require (
+	github.com/maypok86/otter/v2 v2.4.0
+	go.etcd.io/bbolt v1.5.0 // indirect
+	golang.org/x/sys v0.49.0 // indirect
+)
 
 replace github.com/limpet-auth/limpet => ../
