@@ -24,8 +24,8 @@ func Example() {
 	if err != nil {
 		log.Fatal(err)
 	}
-	mux := http.NewServeMux()
-	mux.HandleFunc("POST /login", func(w http.ResponseWriter, r *http.Request) {
+	app := http.NewServeMux()
+	app.HandleFunc("POST /login", func(w http.ResponseWriter, r *http.Request) {
 		token := "made by the app" // after the password was checked
 		if err := guard.Bind(w, r, token, "alice"); err != nil {
 			limpet.Refuse(w, err)
@@ -33,11 +33,10 @@ func Example() {
 		}
 		fmt.Fprint(w, token)
 	})
-	mux.HandleFunc("/", func(w http.ResponseWriter, r *http.Request) {
+	app.Handle("/", guard.Protect(http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
 		b := limpet.FromContext(r.Context())
 		fmt.Fprintf(w, "%s, level %s", b.User, b.Level)
-	})
-	app := guard.Protect(mux)
+	})))
 
 	send := func(method, path string) {
 		r := httptest.NewRequest(method, path, nil)

@@ -70,7 +70,7 @@ func (g *Guard) session(ctx context.Context, id ID) (*session, error) {
 	if err != nil {
 		return nil, unavailable("binding", err)
 	}
-	s := &session{id: id, key: key, rec: rec, binding: b}
+	s := &session{id: id, key: key, rec: bytes.Clone(rec), binding: b}
 	for slot := range slots {
 		s.slotKeys[slot] = slotKey(id, slot)
 	}

@@ -16,6 +16,9 @@ import (
 // Protect returns a handler that admits to next what the guard admits, by the
 // rule of the request's route, and answers the rest with [Refuse]. next finds
 // the binding with [FromContext].
+//
+// The route that logs people in belongs outside: a browser that still has the
+// cookie of a session that is over must be able to begin a new one.
 func (g *Guard) Protect(next http.Handler) http.Handler {
 	return http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
 		b, err := g.admit(w, r)

@@ -13,7 +13,8 @@ import (
 // An error means that the store could not do its work. The guard then answers
 // 503 and admits nothing. That a key is absent is not an error.
 type Store interface {
-	// Get returns the live value of key. The caller does not modify it.
+	// Get returns the live value of key. The caller does not modify it, and
+	// what the store does later does not change it.
 	Get(ctx context.Context, key string) (val []byte, found bool, err error)
 
 	// Put sets key to val for ttl, replacing what was there. ttl is positive.

@@ -1,0 +1,282 @@
+// Package client binds login sessions to device keys and proves possession of
+// them, for programs that talk HTTP to a server with a limpet.Guard, or to an
+// hw-sign server that speaks the ecdh-p256 dialect.
+//
+//	keys := tpmkey.Open("")
+//	c := &http.Client{Transport: client.New(keys).Transport(nil)}
+//	resp, err := c.PostForm("https://app.example.com/login", form) // binds
+//	resp, err = c.Get("https://app.example.com/me")                // proves
+//
+// A login request carries the public half of a device key made for it. The
+// session token in the answer, a cookie or a JSON "token" or "access_token", is
+// remembered by its SHA-256. Every later request to the same origin that
+// carries the token, put there by a cookie jar or by the caller as
+// "Authorization: Bearer", gets a proof. All other requests pass untouched.
+//
+// The device key, which may be slow, signs once per lease: it delegates to an
+// ephemeral key in memory, which makes the proofs. The delegation rides on a
+// request of the caller's, and is renewed in the background before the lease is
+// over. Offers and proofs go to no other origin than that of the login, also
+// across redirects.
+//
+// An app that replaces the token of a session after the login leaves the
+// binding behind: the new token is not known here, and not bound there.
+package client
+
+import (
+	"cmp"
+	"context"
+	"errors"
+	"fmt"
+	"log/slog"
+	"net/http"
+	"net/url"
+	"slices"
+	"sync"
+	"time"
+
+	"github.com/limpet-auth/limpet/hwkey"
+	"github.com/limpet-auth/limpet/proof"
+	"github.com/limpet-auth/limpet/proof/hwsign"
+)
+
+// maxSessions is how many sessions a client keeps.
+const maxSessions = 256
+
+// ErrKeyGone means that a session's device key can never sign again, or was
+// deleted by [Client.Forget]. That is normal once in a while; the answer is to
+// log in again. The error wraps [hwkey.ErrLost] or [hwkey.ErrNotFound] if that
+// is what the keystore said.
+var ErrKeyGone = errors.New("the session's device key is gone, log in again")
+
+// Client knows the login sessions of a program and the device keys they are
+// bound to. It is safe for concurrent use; its fields are set before its first
+// use and not changed after.
+//
+// It keeps 256 sessions. One more, by a login or [Client.Restore], and the one
+// used least recently is forgotten and its device key deleted.
+type Client struct {
+	Keys hwkey.Keystore // where device keys are made and kept
+
+	// DeviceKey is the algorithm of new device keys; default hwkey.ECDSAP256.
+	DeviceKey hwkey.Algorithm
+
+	// Ephemeral is how requests are proven: proof.HMACSHA256, the default, with
+	// a key agreed with the server; or by a signature, proof.ECDSAP256 or
+	// proof.Ed25519, which costs the server more and leaves it with nothing
+	// that could make proofs.
+	Ephemeral proof.Algorithm
+
+	// Names are the wire's header names; default &hwsign.BoundToken. Older
+	// servers want &hwsign.DBCS.
+	Names *hwsign.Names
+
+	// IsLogin tells which requests are logins. By default they are those with
+	// method POST and a path that ends in one of the elements login, log-in,
+	// signin, sign-in, sign_in and session. Requests marked with [Login] are
+	// logins in any case. A request that a redirect caused is one only if its
+	// method and origin are those of the login it goes back to.
+	IsLogin func(*http.Request) bool
+
+	// BodyHash tells which requests are proven by the hash of their body rather
+	// than a random value, if the body can be read twice. It is needed only to
+	// spare routes with the body-hash policy a first refusal: without it the
+	// client learns from the server's "body_mismatch" which ones they are.
+	BodyHash func(*http.Request) bool
+
+	// PlainHTTP allows sessions over http, where everybody on the way can read
+	// and alter requests, to hosts other than loopback ones. Without it a login
+	// there is an error.
+	PlainHTTP bool
+
+	mu       sync.RWMutex
+	sessions []*session // oldest first
+}
+
+// New returns a client that makes its device keys in keys.
+func New(keys hwkey.Keystore) *Client { return &Client{Keys: keys} }
+
+// Transport returns a round-tripper that binds and proves, and sends requests
+// with base; nil is [http.DefaultTransport]. All transports of a client share
+// its sessions.
+//
+// Besides what base returns, its errors are a failing keystore, [ErrKeyGone],
+// an answer to an introduction that makes no sense, and the end of a request's
+// context. What the server refuses is returned as its response; see [Reason].
+//
+// A refused request is sent again, at most twice, if the reason can be helped
+// and its body can be read again (it has none, or GetBody): with a new
+// ephemeral key if the server does not know this one; by the server's clock if
+// this machine's is off by up to a day; with the hash of the body if the route
+// wants that; with a new value if it was spent and the method is GET, HEAD or
+// OPTIONS. Servers that give no reason for a 401 may have forgotten the
+// ephemeral key too: then a new one is tried, unless that did not help within
+// the last minute.
+func (c *Client) Transport(base http.RoundTripper) http.RoundTripper {
+	if base == nil {
+		base = http.DefaultTransport
+	}
+	return &transport{c, base}
+}
+
+// Session is what another process needs, besides the token, to carry on with a
+// login session. It holds no secret.
+type Session struct {
+	Origin string   `json:"origin"` // scheme://host, and port unless it is the scheme's default
+	Tokens []string `json:"tokens"` // [Hash] of the token, or of all that the login set
+	Key    string   `json:"key"`    // the device key's ID in its keystore
+}
+
+// Sessions describes the sessions the client knows, the newest login first.
+func (c *Client) Sessions() []Session {
+	c.mu.RLock()
+	defer c.mu.RUnlock()
+	list := make([]Session, 0, len(c.sessions))
+	for _, s := range slices.Backward(c.sessions) {
+		list = append(list, s.describe())
+	}
+	return list
+}
+
+// Restore makes a session known that [Client.Sessions] described in another
+// process. The device key is loaded when it is first needed. A session with the
+// same key is replaced.
+func (c *Client) Restore(ctx context.Context, saved Session) error {
+	u, err := url.Parse(saved.Origin)
+	if err != nil || u.Host == "" || originOf(u) != saved.Origin {
+		return fmt.Errorf("limpet: client: restore: %.300q is not an origin", saved.Origin)
+	}
+	if !c.mayBind(u) {
+		return fmt.Errorf("limpet: client: restore: plain http to %s is not allowed", u.Hostname())
+	}
+	if saved.Key == "" || len(saved.Tokens) == 0 || len(saved.Tokens) > maxTokens {
+		return errors.New("limpet: client: restore: no device key, or not 1 to 16 tokens")
+	}
+	s := c.newSession(saved.Origin, saved.Key)
+	for _, text := range saved.Tokens {
+		hash, err := parseHash(text)
+		if err != nil {
+			return fmt.Errorf("limpet: client: restore: %w", err)
+		}
+		s.tokens = append(s.tokens, hash)
+	}
+	c.add(ctx, s)
+	return nil
+}
+
+// Forget ends a session on this side and deletes its device key, which ends it
+// for good. It works for sessions that were not restored too, by their Key. To
+// delete a key that is not there is no error.
+func (c *Client) Forget(ctx context.Context, which Session) error {
+	if s := c.take(which.Key); s != nil {
+		if err := s.end(ctx); err != nil {
+			return fmt.Errorf("limpet: client: forget: %w", err)
+		}
+	}
+	if err := c.Keys.Delete(ctx, which.Key); err != nil && !errors.Is(err, hwkey.ErrNotFound) {
+		return fmt.Errorf("limpet: client: forget: %w", err)
+	}
+	return nil
+}
+
+// Close releases all device keys. They stay in their keystore, for
+// [Client.Restore] in another process. The client then knows no sessions.
+func (c *Client) Close() error {
+	c.mu.Lock()
+	sessions := c.sessions
+	c.sessions = nil
+	c.mu.Unlock()
+	var errs []error
+	for _, s := range sessions {
+		errs = append(errs, s.end(context.Background()))
+	}
+	return errors.Join(errs...)
+}
+
+// LogValue says how many sessions there are and nothing else.
+func (c *Client) LogValue() slog.Value {
+	c.mu.RLock()
+	defer c.mu.RUnlock()
+	return slog.GroupValue(slog.Int("sessions", len(c.sessions)))
+}
+
+func (c *Client) names() *hwsign.Names {
+	if c.Names == nil {
+		return &hwsign.BoundToken
+	}
+	return c.Names
+}
+
+// find returns the session that a request belongs to, nil if there is none. A
+// known bearer token decides; else the session that most of the cookies are
+// from, since a login may set some that others set as well ("lang=en"). Of
+// equals it is the newest.
+func (c *Client) find(origin string, req *http.Request) *session {
+	c.mu.RLock()
+	defer c.mu.RUnlock()
+	var tokens []sentToken
+	var best *session
+	most := 0
+	for _, s := range slices.Backward(c.sessions) {
+		if s.origin != origin {
+			continue
+		}
+		if tokens == nil {
+			if tokens = tokensOf(req); len(tokens) == 0 {
+				return nil
+			}
+		}
+		sum := 0
+		for _, t := range tokens {
+			if slices.Contains(s.tokens, t.hash) {
+				sum += t.weight
+			}
+		}
+		if sum > most {
+			best, most = s, sum
+		}
+	}
+	if best != nil {
+		best.used.Store(time.Now().UnixNano())
+	}
+	return best
+}
+
+// add makes a session known, as the newest.
+func (c *Client) add(ctx context.Context, s *session) {
+	if old := c.take(s.keyID); old != nil {
+		old.end(ctx) // the key itself stays, it is the new one's
+	}
+	s.used.Store(time.Now().UnixNano())
+	c.mu.Lock()
+	for _, other := range c.sessions {
+		if other.origin == s.origin {
+			s.site = other.site
+		}
+	}
+	var oldest *session
+	if len(c.sessions) == maxSessions {
+		oldest = slices.MinFunc(c.sessions, func(a, b *session) int {
+			return cmp.Compare(a.used.Load(), b.used.Load())
+		})
+		c.sessions = slices.DeleteFunc(c.sessions, func(s *session) bool { return s == oldest })
+	}
+	c.sessions = append(c.sessions, s)
+	c.mu.Unlock()
+	if oldest != nil {
+		c.Forget(ctx, oldest.describe())
+	}
+}
+
+// take removes the session with this device key and returns it.
+func (c *Client) take(key string) *session {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	i := slices.IndexFunc(c.sessions, func(s *session) bool { return s.keyID == key })
+	if i < 0 {
+		return nil
+	}
+	s := c.sessions[i]
+	c.sessions = slices.Delete(c.sessions, i, i+1)
+	return s
+}
