@@ -136,11 +136,12 @@ func (g *Guard) prove(ctx context.Context, r *Request, s *session, rule Rule, no
 		return err
 	}
 	if known != nil {
-		if p.Time.IsZero() && p.ByDevice(s.binding.device) {
+		if p.Time.IsZero() && byDevice(p, s) {
 			// Its lease can be renewed, so the end of it is no end for the value.
 			return &proof.Refusal{Reason: proof.NonceWeak, Detail: "a value by the device key itself without a time"}
 		}
-		return g.spend(ctx, c, s, key, rule)
+		_, err := g.spend(ctx, c, s, key, rule)
+		return err
 	}
 	key.ID = fingerprint(s.id, key.Public)
 	key.Expires = earlier(now.Add(g.cfg.Lease), s.binding.Expires).Truncate(time.Second)
@@ -157,20 +158,30 @@ func (g *Guard) admitIntroduction(ctx context.Context, c *checking, s *session, 
 	if err := g.countIntroduction(s, now); err != nil {
 		return nil, err
 	}
-	timed := !c.proof.Time.IsZero()
-	if timed {
-		if err := g.spend(ctx, c, s, key, rule); err != nil {
+	if c.proof.Time.IsZero() {
+		if err := g.spendForGood(ctx, c, s, key); err != nil {
 			return nil, err
 		}
-	} else if err := g.spendForGood(ctx, c, s, key, now); err != nil {
-		return nil, err
-	}
-	e, err := g.introduce(ctx, s, key, timed && c.proof.ByDevice(s.binding.device), now)
-	if err != nil || timed {
+		e, err := g.introduce(ctx, s, key, false, now)
+		if err != nil {
+			return nil, err
+		}
+		// Now the lease is known: until its end the value is no proof either.
+		_, err = g.spend(ctx, c, s, &e.key, Rule{Freshness: Timestamp})
 		return e, err
 	}
-	// Now the lease is known: until its end the value is no proof either.
-	return e, g.spend(ctx, c, s, &e.key, Rule{Freshness: Timestamp})
+	fresh, err := g.spend(ctx, c, s, key, rule)
+	if err != nil {
+		return nil, err
+	}
+	// The device key vouches for the key anew only with a value of its own that
+	// nobody has used before, whatever the rule thinks of those.
+	return g.introduce(ctx, s, key, fresh && byDevice(&c.proof, s), now)
+}
+
+// byDevice reports whether the session's device key itself made the proof.
+func byDevice(p *proof.Proof, s *session) bool {
+	return p.Signer() != nil && p.Signer().SameKey(s.binding.device)
 }
 
 // extract reads the proof on the first wire that finds one.
@@ -193,39 +204,35 @@ func extract(m *proof.Message, p *proof.Proof) (proof.Wire, error) {
 // It is used up under every rule, but only the nonce policies mind if it was
 // before: else a value could go from a route that admits it twice to one that
 // must not.
-func (g *Guard) spend(ctx context.Context, c *checking, s *session, key *proof.EphemeralKey, rule Rule) error {
+func (g *Guard) spend(ctx context.Context, c *checking, s *session, key *proof.EphemeralKey, rule Rule) (fresh bool, err error) {
 	expires := key.Expires
 	if t := c.proof.Time; !t.IsZero() {
 		expires = t.Add(window + time.Second)
 	}
-	c.id = append(c.id[:0], s.id[:]...)
-	c.id = c.proof.ReplayID(c.id, key)
-
-	var fresh bool
-	var err error
+	c.id = c.proof.ReplayID(c.id[:0], key)
 	if spender, ok := g.cfg.Store.(Spender); ok {
 		fresh, err = spender.Spend(ctx, c.id, expires)
 	} else {
-		fresh, err = g.cfg.Store.Add(ctx, spentKey(s.id, c.id), nil, expires.Sub(g.now())+time.Second)
+		fresh, err = g.cfg.Store.Add(ctx, spentKey(s.id, &c.proof, c.id), nil, expires.Sub(g.now())+time.Second)
 	}
 	if err != nil {
-		return unavailable("spent values", err)
+		return false, unavailable("spent values", err)
 	}
 	if fresh || rule.Freshness != Nonce && rule.Freshness != StrictNonce {
-		return nil
+		return fresh, nil
 	}
 	if c.proof.Random == 0 {
-		return &proof.Refusal{Reason: proof.NonceSpent, Detail: "the value was used before; it has no random part, so two requests at one time collide"}
+		return false, &proof.Refusal{Reason: proof.NonceSpent, Detail: "the value was used before; it has no random part, so two requests at one time collide"}
 	}
-	return &proof.Refusal{Reason: proof.NonceSpent, Detail: "the value was used before"}
+	return false, &proof.Refusal{Reason: proof.NonceSpent, Detail: "the value was used before"}
 }
 
 // spendForGood uses up the value of an introduction that does not say when it
-// was made: it must not come again as long as the session lives.
-func (g *Guard) spendForGood(ctx context.Context, c *checking, s *session, key *proof.EphemeralKey, now time.Time) error {
+// was made: it must not come again as long as a session of its device lives.
+func (g *Guard) spendForGood(ctx context.Context, c *checking, s *session, key *proof.EphemeralKey) error {
 	c.id = append(c.id[:0], "introduction\x00"...)
 	c.id = c.proof.ReplayID(c.id, key)
-	fresh, err := g.cfg.Store.Add(ctx, spentKey(s.id, c.id), nil, s.binding.Expires.Sub(now))
+	fresh, err := g.cfg.Store.Add(ctx, spentKey(s.id, &c.proof, c.id), nil, g.cfg.Lifetime)
 	if err != nil {
 		return unavailable("spent values", err)
 	}

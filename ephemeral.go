@@ -115,7 +115,7 @@ func (g *Guard) countIntroduction(s *session, now time.Time) error {
 
 // introduce gives a verified new ephemeral key a slot and, for an agreement,
 // agrees the HMAC key. vouched says that the device key itself made the value
-// that came with the delegation, at a time it states.
+// that came with the delegation, at a time it states, and that it is fresh.
 func (g *Guard) introduce(ctx context.Context, s *session, key *proof.EphemeralKey, vouched bool, now time.Time) (*ephemeral, error) {
 	lock := &g.intros[s.id[0]%byte(len(g.intros))]
 	lock.Lock()
@@ -139,14 +139,15 @@ func (g *Guard) introduce(ctx context.Context, s *session, key *proof.EphemeralK
 			oldest, oldestTime = slot, e.introduced
 		}
 	}
-	// A delegation has no expiry of its own on this wire. What is over stays
-	// over, unless the device key asks for it anew.
-	first, err := g.cfg.Store.Add(ctx, introducedKey(s.id, key.ID), nil, s.binding.Expires.Sub(now))
+	// A delegation has no expiry of its own on this wire, and names no session.
+	// Once used it is used up, here and in other sessions of the device, unless
+	// the device key vouches anew.
+	first, err := g.cfg.Store.Add(ctx, delegatedKey(s.binding.device, key.Public), nil, g.cfg.Lifetime)
 	if err != nil {
 		return nil, unavailable("introduction", err)
 	}
 	if !first && !vouched {
-		return nil, &proof.Refusal{Reason: proof.KeyUnknown, Detail: "the delegation was used before and its lease is over"}
+		return nil, &proof.Refusal{Reason: proof.KeyUnknown, Detail: "the delegation was used before: its lease is over, or it is another session's"}
 	}
 	if free < 0 {
 		free = oldest // a session has so many tabs: the newest ones work

@@ -26,7 +26,7 @@ func Example() {
 	}
 	app := http.NewServeMux()
 	app.HandleFunc("POST /login", func(w http.ResponseWriter, r *http.Request) {
-		token := "made by the app" // after the password was checked
+		token := "made-by-the-app" // after the password was checked
 		if err := guard.Bind(w, r, token, "alice"); err != nil {
 			limpet.Refuse(w, err)
 			return
@@ -41,7 +41,7 @@ func Example() {
 	send := func(method, path string) {
 		r := httptest.NewRequest(method, path, nil)
 		if path != "/login" {
-			r.Header.Set("Authorization", "Bearer made by the app")
+			r.Header.Set("Authorization", "Bearer made-by-the-app")
 		}
 		w := httptest.NewRecorder()
 		app.ServeHTTP(w, r)
@@ -51,7 +51,7 @@ func Example() {
 	send("GET", "/me")
 	send("POST", "/transfer")
 	// Output:
-	// 200 made by the app
+	// 200 made-by-the-app
 	// 200 alice, level none
 	// 401 {"message":"this route needs a session that is bound to a device","reason":"session_unbound"}
 }

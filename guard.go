@@ -7,6 +7,7 @@ import (
 	"errors"
 	"fmt"
 	"net/http"
+	"slices"
 	"time"
 
 	"github.com/limpet-auth/limpet/proof"
@@ -64,6 +65,9 @@ func New(cfg Config) (*Guard, error) {
 func (g *Guard) Bind(w http.ResponseWriter, r *http.Request, token, user string) error {
 	if token == "" || len(token) > maxToken {
 		return fmt.Errorf("limpet: bind: a session token of %d bytes, want 1 to %d", len(token), maxToken)
+	}
+	if !spellable(g.cfg.Session.canonical(token)) {
+		return errors.New("limpet: bind: the session token has characters that headers and cookies cannot carry unambiguously")
 	}
 	if len(user) > maxUser {
 		return fmt.Errorf("limpet: bind: a user name of %d bytes, want at most %d", len(user), maxUser)
@@ -194,28 +198,36 @@ func (g *Guard) Sessions(ctx context.Context, yield func(*Binding) bool) error {
 	return nil
 }
 
-// Keys of the records. All of a session's carry its ID in braces, so that a
-// cluster keeps them together.
+// Keys of the records. Those that a usual request touches carry its session's
+// ID in braces, so that a cluster keeps them together. A signing key may serve
+// several sessions, so what it spent and delegated to belongs to none of them.
 //
-//	b:{session}                 the binding
-//	e:{session}slot             an ephemeral key, slot 0 to 7
-//	d:{session}fingerprint      "this key was introduced before"
-//	n:{session}fingerprint      a spent value, where the store is no Spender
-//	u:user:session              index of a user's sessions, user hashed
+//	b:{session}               the binding
+//	e:{session}slot           an ephemeral key, slot 0 to 7
+//	n:{session}hash           a spent value with a MAC, where the store is no Spender
+//	n:hash                    a spent value with a signature, likewise
+//	d:hash                    "this device key's delegation to this key was used"
+//	u:hash:session            index of a user's sessions
 func bindingKey(id ID) string        { return "b:{" + id.String() + "}" }
 func slotKey(id ID, slot int) string { return "e:{" + id.String() + "}" + string(rune('0'+slot)) }
-func introducedKey(id ID, fingerprint string) string {
-	return "d:{" + id.String() + "}" + fingerprint
-}
-func spentKey(id ID, replayID []byte) string {
-	sum := sha256.Sum256(replayID)
-	return "n:{" + id.String() + "}" + base64.RawURLEncoding.EncodeToString(sum[:])
+
+func spentKey(id ID, p *proof.Proof, replayID []byte) string {
+	if p.Signer() == nil {
+		return "n:{" + id.String() + "}" + hashed(replayID)
+	}
+	return "n:" + hashed(replayID)
 }
 
-func userPrefix(user string) string {
-	sum := sha256.Sum256([]byte(user))
-	return "u:" + base64.RawURLEncoding.EncodeToString(sum[:]) + ":"
+func delegatedKey(device, key *proof.PublicKey) string {
+	return "d:" + hashed(slices.Concat(device.Bytes(), []byte{0}, key.Bytes()))
 }
+
+func hashed(b []byte) string {
+	sum := sha256.Sum256(b)
+	return base64.RawURLEncoding.EncodeToString(sum[:])
+}
+
+func userPrefix(user string) string { return "u:" + hashed([]byte(user)) + ":" }
 
 func bindingID(key string) (ID, bool) {
 	const start, end = len("b:{"), 1

@@ -22,7 +22,8 @@ func Bearer() Session { return Session{set: true} }
 // Cookie is the value of the cookie with this name.
 //
 // Quotes around a value and percent-encoding within it do not matter, because
-// they do not matter to many apps either.
+// they do not matter to many apps either. A token with white space, quotes,
+// commas, semicolons, backslashes or anything but ASCII in it is refused.
 func Cookie(name string) Session { return Session{cookie: name, set: true} }
 
 // Token returns the session token in a request's headers, "" if there is none.
@@ -37,13 +38,20 @@ func (s Session) Token(header map[string][]string) (string, error) {
 	case len(v) == 0:
 		return "", nil
 	case len(v) > 1:
-		return "", &proof.Refusal{Reason: proof.Malformed, Detail: "two Authorization headers"}
+		return "", ambiguous
 	}
-	const scheme = "bearer "
+	const scheme = "bearer"
 	if len(v[0]) < len(scheme) || !strings.EqualFold(v[0][:len(scheme)], scheme) {
+		if strings.Contains(strings.ToLower(v[0]), scheme) { // some apps look for it anywhere
+			return "", ambiguous
+		}
 		return "", nil
 	}
-	return bounded(strings.Trim(v[0][len(scheme):], " \t"))
+	rest := v[0][len(scheme):]
+	if !strings.HasPrefix(rest, " ") {
+		return "", ambiguous
+	}
+	return accept(strings.Trim(rest, " "))
 }
 
 func (s Session) fromCookies(headers []string) (token string, err error) {
@@ -56,14 +64,16 @@ func (s Session) fromCookies(headers []string) (token string, err error) {
 			if unescape(strings.Trim(name, " \t")) != s.cookie {
 				continue
 			}
-			val = s.canonical(strings.Trim(val, " \t"))
+			if val, err = accept(s.canonical(strings.Trim(val, " \t"))); err != nil {
+				return "", err
+			}
 			if found && val != token {
-				return "", &proof.Refusal{Reason: proof.Malformed, Detail: "two session cookies"}
+				return "", ambiguous
 			}
 			token, found = val, true
 		}
 	}
-	return bounded(token)
+	return token, nil
 }
 
 // canonical returns the one spelling of a token that is compared: what an app
@@ -88,11 +98,31 @@ func unescape(s string) string {
 	return s
 }
 
-func bounded(token string) (string, error) {
+// ambiguous refuses a session token that an app may read in another way than a
+// guard does: it would look unbound here and be valid there.
+var ambiguous = &proof.Refusal{Reason: proof.Malformed, Detail: "a session token that can be read in two ways"}
+
+// accept returns token if it is bounded and spellable.
+func accept(token string) (string, error) {
 	if len(token) > maxToken {
 		return "", &proof.Refusal{Reason: proof.TooLarge, Detail: "a session token over 8 KiB"}
 	}
+	if !spellable(token) {
+		return "", ambiguous
+	}
 	return token, nil
+}
+
+// spellable reports whether a token has only characters that apps do not
+// unescape, split or trim: what a cookie's value may have (RFC 6265, 4.1.1).
+func spellable(token string) bool {
+	for i := range len(token) {
+		switch c := token[i]; {
+		case c <= ' ', c >= 0x7f, c == '"', c == ',', c == ';', c == '\\':
+			return false
+		}
+	}
+	return true
 }
 
 // ID names a session: the SHA-256 of its token. It can be shown and stored;

@@ -5,6 +5,7 @@ import (
 	"crypto/sha256"
 	"encoding/asn1"
 	"encoding/base64"
+	"fmt"
 	"math/big"
 	"net/http"
 	"slices"
@@ -270,41 +271,50 @@ func TestOneDeviceTwoSessions(t *testing.T) {
 }
 
 // TestLeaseEnds: an ephemeral key that was stolen from memory is good until its
-// lease ends. Only the device key can ask for another lease.
+// lease ends. Only the device key can ask for another lease, under every policy.
 func TestLeaseEnds(t *testing.T) {
 	t.Parallel()
-	g := newGuarded(t, limpet.Config{Lease: time.Second, Rule: limpet.Rule{Mode: limpet.Require}})
-	for _, typeName := range []string{"ecdh", "ecdh-p256", "ecdsa"} {
-		t.Run(typeName, func(t *testing.T) {
-			t.Parallel()
-			p, e := ready(t, g.url, "ecdsa", typeName)
-			delegation := p.introduction(e, stamp())
-			time.Sleep(2100 * time.Millisecond)
-			wantRefused(t, "proof after the lease", p.get(t, p.proof(e, stamp())), 401, "key_unknown")
+	for _, freshness := range []string{"nonce", "body-hash", "timestamp"} {
+		s := mustServe(t, "mem:", "--lease", "1s", "--mode", "require", "--freshness", freshness)
+		for _, typeName := range []string{"ecdh", "ecdh-p256", "ecdsa"} {
+			t.Run(freshness+" "+typeName, func(t *testing.T) {
+				t.Parallel()
+				p, e := newPeer(t, s.url, "ecdsa"), newEphemeral(typeName)
+				delegation := p.introduction(e, emptyBody())
+				if err := p.learn(e, p.get(t, delegation)); err != nil {
+					t.Fatal(err)
+				}
+				time.Sleep(1100 * time.Millisecond)
+				wantRefused(t, "proof after the lease", p.get(t, p.proof(e, emptyBody())), 401, "key_unknown")
 
-			// The thief has the ephemeral key and the delegation, not the device.
-			e.own = true
-			stolen := p.introduction(e, stamp())
-			for _, name := range []string{"accel-pub", "accel-pub-sig"} {
-				stolen.Set(p.prefix+name, delegation.Get(p.prefix+name))
-			}
-			wantRefused(t, "delegation after the lease", p.get(t, stolen), 401, "key_unknown")
+				// The thief has the ephemeral key and the delegation, not the device.
+				e.own = true
+				stolen := p.introduction(e, emptyBody())
+				for _, name := range []string{"accel-pub", "accel-pub-sig"} {
+					stolen.Set(p.prefix+name, delegation.Get(p.prefix+name))
+				}
+				wantRefused(t, "delegation after the lease", p.get(t, stolen), 401, "key_unknown")
 
-			// And sees the device introduce its next key.
-			e.own = false
-			next := p.introduction(newEphemeral(typeName), stamp())
-			wantAdmitted(t, "next key", p.get(t, next))
-			mixed := next.Clone()
-			for _, name := range []string{"accel-pub", "accel-pub-sig"} {
-				mixed.Set(p.prefix+name, delegation.Get(p.prefix+name))
-			}
-			wantRefused(t, "old delegation with the value of the next", p.get(t, mixed), 401, "")
-			if typeName == "ecdh" {
-				wantAdmitted(t, "the device itself, anew", p.get(t, p.introduction(e, stamp())))
-			}
-		})
+				// And sees the device introduce its next key.
+				e.own = false
+				next := p.introduction(newEphemeral(typeName), emptyBody())
+				wantAdmitted(t, "next key", p.get(t, next))
+				mixed := next.Clone()
+				for _, name := range []string{"accel-pub", "accel-pub-sig"} {
+					mixed.Set(p.prefix+name, delegation.Get(p.prefix+name))
+				}
+				wantRefused(t, "old delegation with the value of the next", p.get(t, mixed), 401, "")
+				if typeName == "ecdh" {
+					wantAdmitted(t, "the device itself, anew", p.get(t, p.introduction(e, emptyBody())))
+				}
+			})
+		}
 	}
 }
+
+// emptyBody is P-data that every policy but strict-nonce takes for a request
+// without a body.
+func emptyBody() string { return fmt.Sprintf("%d-%x", time.Now().UnixNano(), sha256.Sum256(nil)) }
 
 // TestOneAnswerToEveryBadProof: which check failed is nobody's business.
 func TestOneAnswerToEveryBadProof(t *testing.T) {
@@ -406,5 +416,52 @@ func TestStoreOutage(t *testing.T) {
 		g.store.down.Store(false)
 		wantAdmitted(t, "proof, afterwards", p.get(t, p.proof(e, stamp())))
 		p.introduce(t, next)
+	}
+}
+
+// TestPasswordGuessing is slowed down, for names that exist and names that do
+// not alike, and nobody else is.
+func TestPasswordGuessing(t *testing.T) {
+	t.Parallel()
+	alice := newPeer(t, shared, "ed25519")
+	nobody := stranger(shared, "ed25519")
+	wrong := *alice
+	wrong.password = "wrong"
+	for _, p := range []*peer{&wrong, nobody} {
+		status := 0
+		for tries := 0; status != 429 && tries < 20; tries++ {
+			a := p.send(t, "POST", "/login", p.offer(), p.credentials())
+			if status = a.status; status == 401 {
+				wantRefused(t, "wrong password", a, 401, "invalid_credentials")
+			}
+			if status == 429 && a.header.Get("Retry-After") == "" {
+				t.Error("no Retry-After")
+			}
+		}
+		if status != 429 {
+			t.Errorf("after 20 wrong passwords: %d", status)
+		}
+	}
+	newPeer(t, shared, "ed25519")
+}
+
+// TestUnknownUserTakesAsLong: the time of a refused login does not tell who has
+// an account.
+func TestUnknownUserTakesAsLong(t *testing.T) {
+	t.Parallel()
+	alice := newPeer(t, shared, "ed25519")
+	alice.password = "wrong"
+	quickest := func(p *peer) time.Duration {
+		best := time.Hour
+		for range 5 {
+			began := time.Now()
+			wantRefused(t, "login", p.send(t, "POST", "/login", nil, p.credentials()), 401, "invalid_credentials")
+			best = min(best, time.Since(began))
+		}
+		return best
+	}
+	known, unknown := quickest(alice), quickest(stranger(shared, "ed25519"))
+	if unknown < known/4 || known < unknown/4 {
+		t.Errorf("a wrong password is refused in %v, an unknown user in %v", known, unknown)
 	}
 }

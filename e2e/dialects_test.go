@@ -167,7 +167,7 @@ func TestEveryDataForm(t *testing.T) {
 }
 
 // TestSameSecond: without a random part two requests of one second are told
-// apart by their signatures, if those differ.
+// apart by their signatures, if those differ; and policy timestamp admits both.
 func TestSameSecond(t *testing.T) {
 	t.Parallel()
 	data := strconv.FormatInt(time.Now().Unix(), 10)
@@ -183,6 +183,13 @@ func TestSameSecond(t *testing.T) {
 			wantRefused(t, tt.ephemeral+" again", second, 401, "nonce_spent")
 		}
 	}
+	lenient := mustServe(t, "mem:", "--freshness", "timestamp")
+	p, e := ready(t, lenient.url, "ecdsa", "ecdh")
+	for range 2 {
+		wantAdmitted(t, "where a time is enough", p.get(t, p.proof(e, data)))
+	}
+	wantRefused(t, "no time", p.get(t, p.proof(e, `{"no":"time"}`)), 401, "nonce_required")
+	wantRefused(t, "old time", p.get(t, p.proof(e, stampAt(time.Now().Add(-2*time.Minute)))), 401, "clock_skew")
 }
 
 // TestReintroduction: the browser introduces the same key again after toggling
@@ -231,6 +238,39 @@ func TestAnyMethodAndBody(t *testing.T) {
 	}
 	next := newEphemeral("ecdh")
 	wantAdmitted(t, "introduction", p.send(t, "GET", "/authenticated", p.introduction(next, stamp()), p.credentials()))
+}
+
+// TestSessionWithoutDeviceKey: who brings no key at login has a session of
+// level none, where the server takes those.
+func TestSessionWithoutDeviceKey(t *testing.T) {
+	t.Parallel()
+	strict := mustServe(t, "mem:", "--mode", "require")
+	for _, base := range []string{shared, strict.url} {
+		p := newPeer(t, base, "ecdsa")
+		a := p.send(t, "POST", "/login", nil, p.credentials())
+		if p.token = a.field("token"); p.token == "" {
+			t.Fatalf("login: %v", a)
+		}
+		a = p.get(t, nil)
+		introduced := p.get(t, p.introduction(newEphemeral("ecdh"), stamp()))
+		if base == strict.url {
+			wantRefused(t, "no device key", a, 401, "session_unbound")
+			wantRefused(t, "a device key afterwards", introduced, 401, "session_unbound")
+			continue
+		}
+		wantAdmitted(t, "no device key", a)
+		if a.field("level") != "none" || introduced.field("level") != "none" {
+			t.Errorf("level: %v; with a device key afterwards: %v", a, introduced)
+		}
+		if introduced.header.Get(p.prefix+"accel-pub-id") != "" {
+			t.Error("a session without a device key took an ephemeral key")
+		}
+	}
+	p := stranger(shared, "ecdsa")
+	p.token = randomHex(32)
+	wantRefused(t, "a token that never was", p.get(t, nil), 401, "session_required")
+	p.token = ""
+	wantRefused(t, "no token", p.get(t, nil), 401, "session_required")
 }
 
 // TestBrowserOfAnotherOrigin may send the wire's headers and read the answer's.

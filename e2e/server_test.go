@@ -4,6 +4,7 @@ import (
 	"bytes"
 	"context"
 	"errors"
+	"flag"
 	"fmt"
 	"os"
 	"os/exec"
@@ -22,6 +23,8 @@ var (
 )
 
 func TestMain(m *testing.M) {
+	flag.Parse()
+	flag.Set("test.parallel", "8") // many of the tests mostly wait; the flag exists
 	code, err := run(m)
 	if err != nil {
 		fmt.Fprintln(os.Stderr, "e2e:", err)
@@ -40,10 +43,6 @@ func run(m *testing.M) (code int, err error) {
 	build := exec.Command("go", "build", "-o", binary, "github.com/limpet-auth/limpet/cmd/limpet")
 	build.Env = append(os.Environ(), "CGO_ENABLED=0")
 	if out, err := build.CombinedOutput(); err != nil {
-		if os.Getenv("STANDIN") != "" {
-			shared = standin()
-			return m.Run(), nil
-		}
 		return 0, fmt.Errorf("build the command: %w\n%s", err, out)
 	}
 	if memory, err = serve("mem:"); err != nil {

@@ -126,8 +126,11 @@ func (k *PublicKey) Bytes() []byte { return k.enc }
 
 // Equal reports whether both are the same key used with the same algorithm.
 func (k *PublicKey) Equal(other *PublicKey) bool {
-	return k.alg == other.alg && string(k.enc) == string(other.enc)
+	return k.alg == other.alg && k.SameKey(other)
 }
+
+// SameKey reports whether both are the same key, whatever each is used with.
+func (k *PublicKey) SameKey(other *PublicKey) bool { return string(k.enc) == string(other.enc) }
 
 // As returns the same key for use with another algorithm that its kind allows:
 // a P-256 key signs (ECDSAP256) and agrees (HMACSHA256).

@@ -46,11 +46,9 @@ func (p *Proof) Reset() {
 	*p = Proof{Signed: p.Signed[:0], Signature: p.Signature[:0], Scratch: p.Scratch[:0]}
 }
 
-// ByDevice reports whether the proof was made by this device key itself. It
-// is meaningful once [Verify] has returned nil.
-func (p *Proof) ByDevice(device *PublicKey) bool {
-	return p.signer != nil && string(p.signer.enc) == string(device.enc)
-}
+// Signer returns the public key whose signature [Verify] found, nil if the proof
+// is a MAC.
+func (p *Proof) Signer() *PublicKey { return p.signer }
 
 // Delegation is a device key's signature over an ephemeral key, as received.
 type Delegation struct {

@@ -130,7 +130,7 @@ func introduce(m *Message, p *Proof, device *PublicKey, policy Policy) (*Ephemer
 // alike, so a value that reads as a key is refused from the device key. The
 // hash of the body at hand may look like a key; nobody can choose it to be one.
 func separate(m *Message, p *Proof, device *PublicKey, policy Policy) error {
-	if !p.Time.IsZero() || !p.ByDevice(device) {
+	if !p.Time.IsZero() || !p.signer.SameKey(device) {
 		return nil
 	}
 	if policy.Freshness == BodyHash && claims(p.BodyClaim, m.Body) {

@@ -119,9 +119,10 @@ func TestCommandsOfAKey(t *testing.T) {
 	}
 }
 
-func TestLoadUsesNoSecondParent(t *testing.T) {
-	tpm := limpettest.SoftTPM(t)
-	ks := open(t, tpm.Dial)
+// More keys than a TPM holds, one parent, and room left for it.
+func TestManyKeys(t *testing.T) {
+	b := newBus(t)
+	ks := open(t, b.Dial)
 	var ids []string
 	for range 6 { // more than a TPM holds
 		ids = append(ids, create(t, ks, hwkey.ECDSAP256).Info().ID)
@@ -132,6 +133,9 @@ func TestLoadUsesNoSecondParent(t *testing.T) {
 			t.Fatal(err)
 		}
 		sign(t, key)
+		if objects, _ := b.loaded(t); len(objects) > 2 {
+			t.Errorf("%d objects loaded, want room for another", len(objects))
+		}
 	}
 	if n := ks.Commands()["CreatePrimary"]; n != 1 {
 		t.Errorf("%d CreatePrimary commands, want 1", n)
@@ -148,7 +152,7 @@ func TestDamagedFile(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	begin := strings.Index(string(good), "-----BEGIN")
+	end := strings.Index(string(good), "Limpet: ")
 	flipped := func(i int) []byte {
 		b := []byte(string(good))
 		if b[i]++; b[i] == 'Z'+1 || b[i] == 'z'+1 || b[i] == '9'+1 {
@@ -159,11 +163,11 @@ func TestDamagedFile(t *testing.T) {
 	tests := map[string][]byte{
 		"empty":           {},
 		"cut":             good[:len(good)-100],
-		"no PEM":          good[:begin],
-		"metadata":        flipped(len("Limpet: ")),
+		"no PEM":          good[end:],
+		"metadata":        flipped(end + len("Limpet: ")),
 		"another parent":  []byte(strings.Replace(string(good), `"parent":"000b`, `"parent":"000c`, 1)),
 		"no parent":       []byte(strings.Replace(string(good), `"parent":"000b`, `"x":"000b`, 1)),
-		"private flipped": flipped(len(good) - 90),
+		"private flipped": flipped(end - 60),
 		"too long":        append([]byte(string(good)), make([]byte, 1<<20)...),
 	}
 	for name, data := range tests {

@@ -102,7 +102,10 @@ func TestModel(t *testing.T) {
 			high = now
 			tab.Advance(now)
 		}
-		v := value{r.Uint64() &^ (0xfe << 56), now + r.Int64N(90) - 5} // two shards only, so that buckets fill
+		v := value{r.Uint64() &^ (0x3e << 58), now + r.Int64N(90) - 5} // two shards only, so that buckets fill
+		if r.IntN(10) == 0 {
+			v.expires = now + r.Int64N(2000)
+		}
 		if len(seen) > 0 && r.IntN(3) == 0 {
 			v = seen[r.IntN(len(seen))]
 		}
@@ -120,7 +123,7 @@ func TestModel(t *testing.T) {
 			}
 		}
 	}
-	tab.Advance(high + 1000)
+	tab.Advance(high + 3000)
 	if tab.Len() != 0 {
 		t.Errorf("Len = %d after all died", tab.Len())
 	}
@@ -156,7 +159,7 @@ func TestSpread(t *testing.T) {
 	r := rand.New(rand.NewPCG(7, 8))
 	b := &bucket{slots: make([]uint64, 8)}
 	for range 10_000 {
-		b.insert(0xab<<56 | r.Uint64()>>8)
+		b.insert(0xac<<56 | r.Uint64()>>6)
 	}
 	const parts = 16
 	var used [parts]int

@@ -35,6 +35,9 @@ func (Wire) Offer(m *proof.Message) (*proof.Offer, error) {
 	if err != nil {
 		return nil, err
 	}
+	if len(m.Header[BoundToken.DeviceKey]) > 0 && len(m.Header[DBCS.DeviceKey]) > 0 {
+		return nil, malformed("a device key under each header prefix")
+	}
 	text, err := value(m.Header, n.DeviceKey)
 	if text == "" || err != nil {
 		return nil, err

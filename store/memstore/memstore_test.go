@@ -1,8 +1,10 @@
 package memstore_test
 
 import (
+	"bytes"
 	"context"
 	"fmt"
+	"runtime"
 	"testing"
 	"testing/synctest"
 	"time"
@@ -73,6 +75,52 @@ func TestDeadGo(t *testing.T) {
 			time.Sleep(time.Millisecond)
 		}
 	})
+}
+
+// TestChurn: however often records are replaced and deleted, memory stays in
+// proportion to what is there, and what a reader holds stays as it was.
+func TestChurn(t *testing.T) {
+	ctx := context.Background()
+	s := memstore.New(nil)
+	const n, size = 1000, 1000
+	held := map[string][]byte{}
+	var before, after runtime.MemStats
+	for round := range 40 {
+		for i := range n {
+			key := fmt.Sprint("key", i)
+			if i%10 == round%10 {
+				if err := s.Delete(ctx, key); err != nil {
+					t.Fatal(err)
+				}
+				continue
+			}
+			if err := s.Put(ctx, key, bytes.Repeat([]byte{byte(round)}, size), time.Hour); err != nil {
+				t.Fatal(err)
+			}
+		}
+		for i := range n {
+			key := fmt.Sprint("key", i)
+			val, found, err := s.Get(ctx, key)
+			if err != nil || found == (i%10 == round%10) || found && !bytes.Equal(val, bytes.Repeat([]byte{byte(round)}, size)) {
+				t.Fatalf("round %d: Get(%s) = %d bytes, %v, %v", round, key, len(val), found, err)
+			}
+			if round == 5 && i < 20 && found {
+				held[key] = val
+			}
+		}
+		runtime.GC()
+		if runtime.ReadMemStats(&after); round == 2 {
+			before = after
+		}
+	}
+	for key, val := range held {
+		if !bytes.Equal(val, bytes.Repeat([]byte{5}, size)) {
+			t.Errorf("what was read of %s has changed", key)
+		}
+	}
+	if grown := int64(after.HeapAlloc) - int64(before.HeapAlloc); grown > 8<<20 {
+		t.Errorf("the heap grew by %d bytes", grown)
+	}
 }
 
 func TestSpendFull(t *testing.T) {

@@ -1,0 +1,291 @@
+//go:build unix
+
+package tpmkey_test
+
+import (
+	"bytes"
+	"context"
+	"crypto"
+	"crypto/sha256"
+	"encoding/binary"
+	"errors"
+	"fmt"
+	"io"
+	"sync"
+	"testing"
+
+	"github.com/google/go-tpm/tpm2"
+
+	"github.com/limpet-auth/limpet/hwkey"
+	"github.com/limpet-auth/limpet/limpettest"
+)
+
+// bus stands between the keystore and its TPM. It can look at and change what
+// passes, and lets a test send commands of its own, as another program on the
+// same TPM would.
+type bus struct {
+	tpm *limpettest.TPM
+
+	mu       sync.Mutex
+	rw       io.ReadWriteCloser
+	log      bytes.Buffer                                  // all bytes of both directions
+	command  func(cc tpm2.TPMCC, b []byte) (answer []byte) // may change b; a non-nil answer goes back instead of the TPM's
+	response func(cc tpm2.TPMCC, b []byte) []byte          // returns what the keystore gets
+	piece    int                                           // if not 0, bytes given to one Read
+}
+
+func newBus(t *testing.T) *bus { return &bus{tpm: limpettest.SoftTPM(t)} }
+
+// Dial powers the TPM up and returns the keystore's connection through the bus.
+func (b *bus) Dial(ctx context.Context) (io.ReadWriteCloser, error) {
+	rw, err := b.tpm.Dial(ctx)
+	if err != nil {
+		return nil, err
+	}
+	b.mu.Lock()
+	defer b.mu.Unlock()
+	b.rw = rw
+	return &tap{bus: b, rw: rw}, nil
+}
+
+// Send is the other program's transport.
+func (b *bus) Send(command []byte) ([]byte, error) {
+	b.mu.Lock()
+	defer b.mu.Unlock()
+	return exchange(b.rw, command)
+}
+
+// tap is the keystore's connection.
+type tap struct {
+	bus     *bus
+	rw      io.ReadWriteCloser
+	pending bytes.Buffer
+}
+
+func (p *tap) Write(command []byte) (int, error) {
+	b := p.bus
+	b.mu.Lock()
+	defer b.mu.Unlock()
+	n := len(command)
+	cc := tpm2.TPMCC(binary.BigEndian.Uint32(command[6:]))
+	b.log.Write(command)
+	command = bytes.Clone(command)
+	var answer []byte
+	if b.command != nil {
+		answer = b.command(cc, command)
+	}
+	if answer == nil {
+		var err error
+		if answer, err = exchange(p.rw, command); err != nil {
+			return 0, err
+		}
+	}
+	b.log.Write(answer)
+	if b.response != nil {
+		answer = b.response(cc, answer)
+	}
+	p.pending.Write(answer)
+	return n, nil
+}
+
+func (p *tap) Read(buf []byte) (int, error) {
+	if n := p.bus.piece; n > 0 && len(buf) > n {
+		buf = buf[:n]
+	}
+	return p.pending.Read(buf)
+}
+
+func (p *tap) Close() error { return p.rw.Close() }
+
+func exchange(rw io.ReadWriter, command []byte) ([]byte, error) {
+	if rw == nil {
+		return nil, errors.New("not connected")
+	}
+	if _, err := rw.Write(command); err != nil {
+		return nil, err
+	}
+	b := make([]byte, 10)
+	if _, err := io.ReadFull(rw, b); err != nil {
+		return nil, err
+	}
+	b = append(b, make([]byte, binary.BigEndian.Uint32(b[2:])-10)...)
+	_, err := io.ReadFull(rw, b[10:])
+	return b, err
+}
+
+// answer is a response that is nothing but a code.
+func answer(rc tpm2.TPMRC) []byte {
+	b := binary.BigEndian.AppendUint32([]byte{0x80, 0x01}, 10)
+	return binary.BigEndian.AppendUint32(b, uint32(rc))
+}
+
+// loadForeign loads an object as another program would.
+func (b *bus) loadForeign(t *testing.T) tpm2.TPMHandle {
+	t.Helper()
+	rsp, err := tpm2.CreatePrimary{PrimaryHandle: tpm2.TPMRHNull, InPublic: tpm2.New2B(tpm2.ECCSRKTemplate)}.Execute(b)
+	if err != nil {
+		t.Fatal(err)
+	}
+	return rsp.ObjectHandle
+}
+
+// startForeign starts a session as another program would.
+func (b *bus) startForeign(t *testing.T) tpm2.TPMHandle {
+	t.Helper()
+	s, _, err := tpm2.HMACSession(b, tpm2.TPMAlgSHA256, 16)
+	if err != nil {
+		t.Fatal(err)
+	}
+	return s.Handle()
+}
+
+func (b *bus) flushForeign(t *testing.T, h tpm2.TPMHandle) {
+	t.Helper()
+	if _, err := (tpm2.FlushContext{FlushHandle: h}).Execute(b); err != nil {
+		t.Fatal(err)
+	}
+}
+
+// loaded returns the transient objects and the sessions that the TPM holds.
+func (b *bus) loaded(t *testing.T) (objects, sessions []tpm2.TPMHandle) {
+	t.Helper()
+	list := func(first uint32) []tpm2.TPMHandle {
+		rsp, err := tpm2.GetCapability{Capability: tpm2.TPMCapHandles, Property: first, PropertyCount: 64}.Execute(b)
+		if err != nil {
+			t.Fatal(err)
+		}
+		handles, err := rsp.CapabilityData.Data.Handles()
+		if err != nil {
+			t.Fatal(err)
+		}
+		return handles.Handle
+	}
+	return list(0x80000000), list(0x02000000)
+}
+
+// Nobody on the bus reads what is signed or changes a bit unseen.
+func TestBus(t *testing.T) {
+	b := newBus(t)
+	ks := open(t, b.Dial)
+	key := create(t, ks, hwkey.ECDSAP256)
+	digest := sha256.Sum256([]byte("message"))
+	b.log.Reset()
+	if _, err := key.Sign(nil, digest[:], crypto.SHA256); err != nil {
+		t.Fatal(err)
+	}
+	if b.log.Len() == 0 || bytes.Contains(b.log.Bytes(), digest[:]) {
+		t.Errorf("the digest is among the %d bytes on the bus", b.log.Len())
+	}
+
+	flip := func(what string, i int) {
+		var size int
+		change := func(cc tpm2.TPMCC, r []byte) []byte {
+			if cc == tpm2.TPMCCSign {
+				if size = len(r); i < size {
+					r[i] ^= 1
+				}
+			}
+			return r
+		}
+		if what == "answer" {
+			b.response = change
+		} else {
+			b.command = func(cc tpm2.TPMCC, r []byte) []byte { change(cc, r); return nil }
+		}
+		sig, err := key.Sign(nil, digest[:], crypto.SHA256)
+		b.command, b.response = nil, nil
+		if i < size && err == nil {
+			t.Errorf("byte %d of the %s of %d bytes changed unseen: %x", i, what, size, sig)
+		}
+		sign(t, key)
+	}
+	for i := 10; i < 200; i += 3 { // the header is a code and sizes, see TestOddAnswers
+		flip("answer", i)
+	}
+	// The command's header and handle: it fails or is another command. From the
+	// session on, every byte counts. A handle or session that is not there is
+	// put right by the retry, which this change spoils again.
+	for i := 14; i < 120; i += 3 {
+		flip("command", i)
+	}
+}
+
+// An interposer shows a parent of its own, to learn what is said to it.
+func TestParentSwapped(t *testing.T) {
+	for _, persistent := range []bool{false, true} {
+		t.Run(fmt.Sprint("persistent ", persistent), func(t *testing.T) {
+			b := newBus(t)
+			ks := open(t, b.Dial)
+			ks.Describe(t.Context())
+			if persistent {
+				persist(t, b, nil, tpm2.ECCSRKTemplate)
+			}
+			ks.Close()
+			key := create(t, ks, hwkey.ECDSAP256)
+			sign(t, key)
+
+			swapped := 0
+			b.response = func(cc tpm2.TPMCC, r []byte) []byte {
+				// The parent's public point ends in the attacker's.
+				rsp, err := b.attackersParent(cc, r)
+				if err != nil {
+					t.Fatal(err)
+				}
+				if !bytes.Equal(rsp, r) {
+					swapped++
+				}
+				return rsp
+			}
+			ks.Close()
+			_, err := ks.Load(t.Context(), key.Info().ID)
+			if !errors.Is(err, hwkey.ErrLost) || swapped == 0 {
+				t.Errorf("error %v, want ErrLost; swapped %d times", err, swapped)
+			}
+			wantWords(t, err, "parent key", "another one")
+			// Even without a pin: the TPM cannot read the session's salt.
+			if _, err := ks.Create(t.Context(), hwkey.CreateOptions{}); err == nil {
+				t.Error("made a key under the attacker's parent")
+			}
+			b.response = nil
+			ks.Close()
+			again, err := ks.Load(t.Context(), key.Info().ID)
+			if err != nil {
+				t.Fatal(err)
+			}
+			sign(t, again)
+		})
+	}
+}
+
+// attackersParent puts another valid point into answers that show a parent.
+func (b *bus) attackersParent(cc tpm2.TPMCC, response []byte) ([]byte, error) {
+	if cc != tpm2.TPMCCReadPublic && cc != tpm2.TPMCCCreatePrimary || binary.BigEndian.Uint32(response[6:]) != 0 {
+		return response, nil
+	}
+	rsp, err := tpm2.CreatePrimary{PrimaryHandle: tpm2.TPMRHNull, InPublic: tpm2.New2B(tpm2.ECCSRKTemplate)}.Execute(sender(func(c []byte) ([]byte, error) {
+		return exchange(b.rw, c)
+	}))
+	if err != nil {
+		return nil, err
+	}
+	if _, err := exchange(b.rw, flushCommand(rsp.ObjectHandle)); err != nil {
+		return nil, err
+	}
+	attacker := tpm2.Marshal(rsp.OutPublic) // both are ECC P-256 storage keys and have one size
+	i := bytes.Index(response, attacker[:20])
+	if i < 0 {
+		return response, nil
+	}
+	response = bytes.Clone(response)
+	copy(response[i:], attacker)
+	return response, nil
+}
+
+type sender func([]byte) ([]byte, error)
+
+func (s sender) Send(b []byte) ([]byte, error) { return s(b) }
+
+func flushCommand(h tpm2.TPMHandle) []byte {
+	b := []byte{0x80, 0x01, 0, 0, 0, 14, 0, 0, 1, 0x65}
+	return binary.BigEndian.AppendUint32(b, uint32(h))
+}

@@ -1,0 +1,333 @@
+// Package tpmkey keeps device keys in a TPM 2.0, the security chip of most PCs
+// and servers: level hwkey.Hardware.
+//
+// The TPM makes the key and encrypts it with a storage key that never leaves
+// the chip. What is left on disk is a file in the TSS2 PEM format that no other
+// TPM can use. A key is loaded once; after that a signature is one TPM command.
+//
+// # What protects what
+//
+// Commands travel in one session, salted with the storage key and checked with
+// HMAC both ways: who listens on the bus to the chip sees no digest, and a
+// changed bit in a command or answer is an error. The storage key is pinned in
+// each key's file: another in its place makes its keys hwkey.ErrLost. At
+// Create, the storage key that the TPM shows is trusted on first use.
+// The keys have no password of their own: whoever may use the TPM on this
+// machine and reads a key's file can sign with it, here, for as long as they
+// are here.
+//
+// # Sharing
+//
+// The default on Linux, /dev/tpmrm0, is shared with other programs by the
+// kernel. Keys beyond the few that a TPM holds at a time are swapped, least
+// recently used first.
+package tpmkey
+
+import (
+	"cmp"
+	"context"
+	"crypto"
+	"encoding/hex"
+	"errors"
+	"fmt"
+	"io"
+	"maps"
+	"path/filepath"
+	"slices"
+	"time"
+
+	"github.com/google/go-tpm/tpm2"
+
+	"github.com/limpet-auth/limpet/hwkey"
+	"github.com/limpet-auth/limpet/hwkey/internal/keydir"
+)
+
+const detail = "tpm2" // hwkey.Info.Detail of every key
+
+// Config says which TPM and which key files to use. The zero value means the
+// defaults.
+type Config struct {
+	// Addr is the address of the TPM: "/dev/..." for a device, "unix:PATH" or
+	// "tcp:HOST:PORT" for swtpm or whatever takes TPM commands on a socket.
+	// The default is /dev/tpmrm0, or /dev/tpm0 where there is no other.
+	Addr string
+
+	// Dir is the directory of the key files. The default is
+	// $XDG_STATE_HOME/limpet/keys/tpm, with the default of ~/.local/state.
+	Dir string
+
+	// Dial, if set, connects to the TPM in place of Addr. It is called again
+	// when a connection broke.
+	Dial func(context.Context) (io.ReadWriteCloser, error)
+}
+
+// Keystore keeps keys in one TPM and their files in one directory. It connects
+// to the TPM when it is first needed.
+type Keystore struct {
+	addr   string
+	dial   func(context.Context) (rw io.ReadWriteCloser, exclusive bool, err error)
+	dir    keydir.Dir
+	dirErr error
+	counts counts
+
+	lock chan struct{} // held over each whole sequence of commands; guards what follows
+
+	link       *link
+	exclusive  bool                  // nobody else can talk to the TPM meanwhile
+	properties map[tpm2.TPMPT]uint32 // fixed for this TPM
+	session    tpm2.Session
+	parents    map[tpm2.TPMHandle]*parent
+	resident   []*key // loaded, least recently used first
+	generation int    // changes when saved contexts stop being good
+	leftover   []tpm2.TPMHandle
+}
+
+// Open returns the keystore of the TPM at addr (see Config.Addr; "" for this
+// machine's) with its key files in the default directory. It never fails: what
+// is wrong with the TPM comes out of the calls that need it.
+func Open(addr string) *Keystore { return New(Config{Addr: addr}) }
+
+// New is Open with all there is to configure.
+func New(c Config) *Keystore {
+	ks := &Keystore{addr: cmp.Or(c.Addr, "the default device"), lock: make(chan struct{}, 1), parents: make(map[tpm2.TPMHandle]*parent)}
+	ks.dir = keydir.Dir{Name: c.Dir, Ext: ".tpm"}
+	if c.Dir == "" {
+		var state string
+		state, ks.dirErr = keydir.State()
+		ks.dir.Name = filepath.Join(state, "keys", "tpm")
+	}
+	ks.dial = func(ctx context.Context) (io.ReadWriteCloser, bool, error) { return dial(ctx, c.Addr) }
+	if c.Dial != nil {
+		ks.addr = "a connection of the program's"
+		ks.dial = func(ctx context.Context) (io.ReadWriteCloser, bool, error) {
+			rw, err := c.Dial(ctx)
+			return rw, false, err
+		}
+	}
+	return ks
+}
+
+// candidateWait bounds how long Candidate waits for the TPM. Making the storage
+// key takes slow chips some seconds.
+const candidateWait = 15 * time.Second
+
+// Candidate returns the keystore for hwkey.Auto. It is chosen if the TPM
+// answers and has or makes a storage key.
+func Candidate(c Config) hwkey.Candidate {
+	return hwkey.Candidate{
+		Name:  "TPM 2.0",
+		Level: hwkey.Hardware,
+		Open: func(ctx context.Context) (hwkey.Keystore, string, error) {
+			ctx, cancel := context.WithTimeout(ctx, candidateWait)
+			defer cancel()
+			ks := New(c)
+			about, err := ks.check(ctx)
+			if err != nil {
+				ks.Close()
+				return nil, "", err
+			}
+			return ks, about, nil
+		},
+	}
+}
+
+// check proves that keys could be made, without making one.
+func (ks *Keystore) check(ctx context.Context) (about string, err error) {
+	err = ks.do(ctx, func() error {
+		about = makerAndModel(ks.properties)
+		h, err := ks.chooseParent()
+		if err != nil {
+			return err
+		}
+		return ks.withParent(h, "", func(*parent, tpm2.TPMHandle) error { return nil })
+	})
+	return about, prefix(cmp.Or(ks.dirErr, err))
+}
+
+// Create makes a new key in the TPM. See hwkey.Keystore. ECDSAP256 works on
+// every TPM; RSA2048 takes seconds to a minute, and is ErrUnsupported if a trial
+// signature does not verify. No TPM does Ed25519.
+func (ks *Keystore) Create(ctx context.Context, opts hwkey.CreateOptions) (hwkey.Key, error) {
+	k, err := ks.create(ctx, opts)
+	if err != nil {
+		return nil, prefix(err)
+	}
+	return k, nil
+}
+
+func (ks *Keystore) create(ctx context.Context, opts hwkey.CreateOptions) (*key, error) {
+	if ks.dirErr != nil {
+		return nil, ks.dirErr
+	}
+	if err := keydir.CheckLabel(opts.Label); err != nil {
+		return nil, err
+	}
+	alg := cmp.Or(opts.Algorithm, hwkey.ECDSAP256)
+	parms, ok := parameters(alg)
+	if !ok {
+		return nil, fmt.Errorf("%w: %q", hwkey.ErrUnsupported, alg)
+	}
+	k := &key{ks: ks, id: keydir.NewID()}
+	err := ks.do(ctx, func() (err error) {
+		k.record, err = ks.makeKey(parms)
+		return err
+	})
+	if err != nil {
+		return nil, err
+	}
+	k.record.meta.Label = opts.Label
+	k.record.meta.Created = time.Now().UTC().Truncate(time.Second)
+	// Loaded in a sequence of its own: its recovery must not make a second key.
+	if err := ks.do(ctx, func() error { return ks.bring(k) }); err != nil {
+		return nil, err
+	}
+	if alg == hwkey.RSA2048 {
+		err = k.trial(ctx)
+	}
+	var data []byte
+	if err == nil {
+		data, err = k.record.marshal()
+	}
+	if err == nil {
+		err = ks.dir.Write(k.id, data)
+	}
+	if err != nil {
+		k.Close()
+		return nil, err
+	}
+	return k, nil
+}
+
+// Load returns a stored key, loaded in the TPM. See hwkey.Keystore. A key of
+// another or a cleared TPM, or a damaged file, gives hwkey.ErrLost; trouble in
+// reaching the TPM does not.
+func (ks *Keystore) Load(ctx context.Context, id string) (hwkey.Key, error) {
+	if err := cmp.Or(ctx.Err(), ks.dirErr); err != nil {
+		return nil, prefix(err)
+	}
+	data, err := ks.dir.Read(id)
+	if err != nil {
+		return nil, prefix(fmt.Errorf("loading a key: %w", err))
+	}
+	r, err := parseRecord(data)
+	if err != nil {
+		if !errors.Is(err, hwkey.ErrUnsupported) {
+			err = lost("the file is damaged: %w", err)
+		}
+		return nil, prefix(fmt.Errorf("%s: %w", ks.dir.Path(id), err))
+	}
+	k := &key{ks: ks, id: id, record: r}
+	if err := ks.do(ctx, func() error { return ks.bring(k) }); err != nil {
+		return nil, prefix(fmt.Errorf("%s: %w", ks.dir.Path(id), err))
+	}
+	return k, nil
+}
+
+// List describes all keys, oldest first, without asking the TPM. A damaged file
+// is listed with its ID alone.
+func (ks *Keystore) List(ctx context.Context) ([]hwkey.Info, error) {
+	if ks.dirErr != nil {
+		return nil, prefix(ks.dirErr)
+	}
+	ids, err := ks.dir.IDs()
+	if err != nil {
+		return nil, prefix(fmt.Errorf("listing the keys: %w", err))
+	}
+	var infos []hwkey.Info
+	for _, id := range ids {
+		if err := ctx.Err(); err != nil {
+			return nil, err
+		}
+		data, err := ks.dir.Read(id)
+		if errors.Is(err, hwkey.ErrNotFound) {
+			continue // deleted meanwhile
+		}
+		info := hwkey.Info{ID: id, Level: hwkey.Hardware, Detail: detail}
+		if err == nil {
+			if r, err := parseRecord(data); err == nil {
+				info = r.info(id)
+			}
+		}
+		infos = append(infos, info)
+	}
+	slices.SortFunc(infos, func(a, b hwkey.Info) int {
+		return cmp.Or(a.Created.Compare(b.Created), cmp.Compare(a.ID, b.ID))
+	})
+	return infos, ctx.Err()
+}
+
+// Delete removes a key's file; nothing of the key is in the TPM but when it is
+// loaded. See hwkey.Keystore. Keys that are loaded go on signing until they are
+// closed.
+func (ks *Keystore) Delete(ctx context.Context, id string) error {
+	if err := cmp.Or(ctx.Err(), ks.dirErr); err != nil {
+		return prefix(err)
+	}
+	if err := ks.dir.Remove(id); err != nil {
+		return prefix(fmt.Errorf("deleting a key: %w", err))
+	}
+	return nil
+}
+
+// Close frees all that is loaded in the TPM and closes the connection. A later
+// call of the keystore or of one of its keys connects anew.
+func (ks *Keystore) Close() error {
+	ks.lock <- struct{}{}
+	defer func() { <-ks.lock }()
+	if ks.link == nil {
+		return nil
+	}
+	ks.forget()
+	ks.disconnect()
+	return nil
+}
+
+// Commands returns how many commands of each name were sent to the TPM since
+// the keystore was opened, such as "Sign" or "Load", repeats included.
+func (ks *Keystore) Commands() map[string]int {
+	ks.counts.mu.Lock()
+	defer ks.counts.mu.Unlock()
+	return maps.Clone(ks.counts.byName)
+}
+
+func (r *record) info(id string) hwkey.Info {
+	return hwkey.Info{ID: id, Level: hwkey.Hardware, Detail: detail, Algorithm: r.algorithm, Label: r.meta.Label, Created: r.meta.Created}
+}
+
+// key is a key that the TPM keeps. It holds nothing secret.
+type key struct {
+	ks     *Keystore
+	id     string
+	record *record
+
+	// Guarded by the keystore's lock.
+	handle     tpm2.TPMHandle    // while in ks.resident
+	saved      *tpm2.TPMSContext // loads without the parent
+	generation int               // of saved
+	closed     bool
+}
+
+func (k *key) Info() hwkey.Info         { return k.record.info(k.id) }
+func (k *key) Public() crypto.PublicKey { return k.record.key }
+func (k *key) String() string {
+	return "tpmkey " + k.id + " (" + hex.EncodeToString(k.record.name.Buffer) + ")"
+}
+
+// Close unloads the key.
+func (k *key) Close() error {
+	k.ks.lock <- struct{}{}
+	defer func() { <-k.ks.lock }()
+	k.closed, k.saved = true, nil
+	if i := slices.Index(k.ks.resident, k); i >= 0 {
+		k.ks.resident = slices.Delete(k.ks.resident, i, i+1)
+		k.ks.flush(k.handle)
+	}
+	return nil
+}
+
+func prefix(err error) error {
+	if err == nil {
+		return nil
+	}
+	return fmt.Errorf("limpet: tpmkey: %w", err)
+}

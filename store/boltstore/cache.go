@@ -1,0 +1,88 @@
+package boltstore
+
+import (
+	"hash/maphash"
+	"sync"
+	"time"
+)
+
+// cache keeps records that were read, decoded, since a read of the database
+// costs some microseconds and a request makes two. It is bounded: at most a
+// given number of records, of at most maxCachedValue bytes each.
+//
+// It never answers with what a finished commit has changed. The writer drops
+// the keys of a commit after it is done and before it is acknowledged. A reader
+// notes the shard's generation before it turns to the database, and what it
+// found there is kept only if nothing was dropped from the shard since.
+type cache struct {
+	seed   maphash.Seed
+	max    int // records in a shard
+	shards [64]cacheShard
+}
+
+type cacheShard struct {
+	mu         sync.RWMutex
+	generation uint64
+	records    map[string]cached
+}
+
+type cached struct {
+	val     []byte
+	expires int64
+}
+
+const maxCachedValue = 1024
+
+func newCache(max int) *cache {
+	c := &cache{seed: maphash.MakeSeed()}
+	c.max = max/len(c.shards) + 1
+	for i := range c.shards {
+		c.shards[i].records = make(map[string]cached)
+	}
+	return c
+}
+
+func (c *cache) shard(key string) *cacheShard {
+	return &c.shards[maphash.String(c.seed, key)%uint64(len(c.shards))]
+}
+
+func (c *cache) get(key string) (r cached, found bool, generation uint64) {
+	s := c.shard(key)
+	s.mu.RLock()
+	defer s.mu.RUnlock()
+	r, found = s.records[key]
+	return r, found, s.generation
+}
+
+func (c *cache) put(key string, r cached, generation uint64) {
+	if len(r.val) > maxCachedValue {
+		return
+	}
+	s := c.shard(key)
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	if s.generation != generation {
+		return
+	}
+	if len(s.records) >= c.max {
+		n, now := 0, time.Now().UnixNano()
+		for k, old := range s.records { // begins anywhere
+			// One goes, and of a few more those that are dead.
+			if n == 0 || old.expires <= now {
+				delete(s.records, k)
+			}
+			if n++; n == 4 {
+				break
+			}
+		}
+	}
+	s.records[key] = r
+}
+
+func (c *cache) drop(key string) {
+	s := c.shard(key)
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	s.generation++
+	delete(s.records, key)
+}
