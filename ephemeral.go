@@ -123,9 +123,10 @@ func (g *Guard) introduce(ctx context.Context, s *session, key *proof.EphemeralK
 
 	var free, oldest = -1, -1
 	var oldestTime time.Time
+	var err error
 	for slot := range slots {
-		e, err := g.lookup(ctx, s, slot)
-		if err != nil {
+		var e *ephemeral
+		if e, err = g.lookup(ctx, s, slot); err != nil {
 			return nil, err
 		}
 		switch {
@@ -139,15 +140,8 @@ func (g *Guard) introduce(ctx context.Context, s *session, key *proof.EphemeralK
 			oldest, oldestTime = slot, e.introduced
 		}
 	}
-	// A delegation has no expiry of its own on this wire, and names no session.
-	// Once used it is used up, here and in other sessions of the device, unless
-	// the device key vouches anew.
-	first, err := g.cfg.Store.Add(ctx, delegatedKey(s.binding.device, key.Public), nil, g.cfg.Lifetime)
-	if err != nil {
-		return nil, unavailable("introduction", err)
-	}
-	if !first && !vouched {
-		return nil, &proof.Refusal{Reason: proof.KeyUnknown, Detail: "the delegation was used before: its lease is over, or it is another session's"}
+	if key.Expires, err = g.useDelegation(ctx, s, key, vouched, now); err != nil {
+		return nil, err
 	}
 	if free < 0 {
 		free = oldest // a session has so many tabs: the newest ones work
@@ -175,6 +169,30 @@ func (g *Guard) introduce(ctx context.Context, s *session, key *proof.EphemeralK
 		return nil, unavailable("introduction", err)
 	}
 	return e, nil
+}
+
+// useDelegation returns when the lease of a key ends that gets a slot now. A
+// delegation has no expiry of its own on this wire, and names no session: the
+// first lease that it gave is its only one, also in the device's other sessions,
+// unless the device key vouches for the key anew.
+func (g *Guard) useDelegation(ctx context.Context, s *session, key *proof.EphemeralKey, vouched bool, now time.Time) (expires time.Time, err error) {
+	record := delegatedKey(s.binding.device, key.Public)
+	first, err := g.cfg.Store.Add(ctx, record, appendTime(nil, key.Expires), g.cfg.Lifetime)
+	if err != nil {
+		return time.Time{}, unavailable("introduction", err)
+	}
+	if first || vouched {
+		return key.Expires, nil
+	}
+	rec, _, err := g.cfg.Store.Get(ctx, record)
+	if err != nil {
+		return time.Time{}, unavailable("introduction", err)
+	}
+	r := reader{rest: rec}
+	if only := r.time(); now.Before(only) {
+		return earlier(only, key.Expires), nil
+	}
+	return time.Time{}, &proof.Refusal{Reason: proof.KeyUnknown, Detail: "the delegation's lease is over"}
 }
 
 // lookup returns the ephemeral key in a slot, nil if there is none.

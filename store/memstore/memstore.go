@@ -29,7 +29,7 @@ import (
 // Options bound a Store. The zero value means the defaults.
 type Options struct {
 	// MaxRecords is the number of records kept at a time. The default is
-	// 2,097,152. A record costs about 70 bytes besides its key and value, and a
+	// 8,388,608. A record costs about 70 bytes besides its key and value, and a
 	// third more while others are replaced or expire.
 	MaxRecords int
 
