@@ -1,0 +1,30 @@
+.PHONY: build test demo bench fuzz lint clean
+
+build: ## bin/limpet, the way it ships
+	CGO_ENABLED=0 go build -trimpath -o bin/limpet ./cmd/limpet
+
+test: ## everything that must hold before a change lands
+	.ci/run
+
+demo:
+	go run ./cmd/limpet demo
+
+bench:
+	cd bench && go test -run '^$$' -bench . ./...
+
+# go test fuzzes one target at a time.
+FUZZTIME ?= 1m
+fuzz:
+	@for file in $$(grep -rl '^func Fuzz' --include '*_test.go' .); do \
+		for target in $$(sed -n 's/^func \(Fuzz[A-Za-z0-9_]*\).*/\1/p' $$file); do \
+			go test -run '^$$' -fuzz "^$$target\$$" -fuzztime $(FUZZTIME) ./$$(dirname $$file) || exit 1; \
+		done; \
+	done
+
+lint:
+	@test -z "$$(gofmt -l .)" || { gofmt -d .; exit 1; }
+	go vet ./...
+	go run honnef.co/go/tools/cmd/staticcheck@v0.8.2 ./...
+
+clean:
+	rm -rf bin

@@ -1,0 +1,181 @@
+//go:build unix
+
+package main
+
+import (
+	"bufio"
+	"bytes"
+	"crypto/ecdsa"
+	"crypto/elliptic"
+	"crypto/rand"
+	"crypto/x509"
+	"encoding/pem"
+	"fmt"
+	"math/big"
+	"net"
+	"os"
+	"os/exec"
+	"regexp"
+	"strconv"
+	"strings"
+	"syscall"
+	"testing"
+	"time"
+
+	"github.com/rogpeppe/go-internal/testscript"
+
+	"github.com/limpet-auth/limpet/limpettest"
+)
+
+func TestMain(m *testing.M) {
+	testscript.Main(m, map[string]func(){"limpet": main})
+}
+
+func TestScript(t *testing.T) {
+	testscript.Run(t, testscript.Params{
+		Dir:                 "testdata/script",
+		RequireExplicitExec: true,
+		RequireUniqueNames:  true,
+		Setup: func(env *testscript.Env) error {
+			for _, dir := range []string{"HOME", "XDG_STATE_HOME", "XDG_CONFIG_HOME"} {
+				env.Setenv(dir, env.WorkDir+"/"+strings.ToLower(dir))
+			}
+			env.Values["servers"] = make(map[string]*server)
+			return nil
+		},
+		Cmds: map[string]func(*testscript.TestScript, bool, []string){
+			"code":   cmdCode,
+			"server": cmdServer,
+			"signal": cmdSignal,
+			"mode":   cmdMode,
+			"cert":   cmdCert,
+			"swtpm": func(ts *testscript.TestScript, _ bool, args []string) {
+				ts.Setenv("TPM", limpettest.SoftTPMAt(t, args[0]))
+			},
+		},
+	})
+}
+
+// cmdCode runs limpet and checks its exit code: code 2 login --user alice.
+// Its output goes to the files out and err.
+func cmdCode(ts *testscript.TestScript, _ bool, args []string) {
+	want, err := strconv.Atoi(args[0])
+	ts.Check(err)
+	cmd := exec.Command("limpet", args[1:]...)
+	cmd.Path, err = exec.LookPath("limpet")
+	ts.Check(err)
+	cmd.Dir, cmd.Env = ts.MkAbs("."), environ(ts)
+	var stdout, stderr bytes.Buffer
+	cmd.Stdout, cmd.Stderr = &stdout, &stderr
+	cmd.Run() // its exit code tells
+	ts.Check(os.WriteFile(ts.MkAbs("out"), stdout.Bytes(), 0o600))
+	ts.Check(os.WriteFile(ts.MkAbs("err"), stderr.Bytes(), 0o600))
+	if got := cmd.ProcessState.ExitCode(); got != want {
+		ts.Fatalf("exit code %d, want %d\n%s%s", got, want, &stdout, &stderr)
+	}
+}
+
+func environ(ts *testscript.TestScript) (env []string) {
+	for _, name := range []string{"HOME", "XDG_STATE_HOME", "XDG_CONFIG_HOME", "PATH", "TMPDIR", "GOCOVERDIR",
+		"LIMPET_CONFIG", "LIMPET_TPM", "LIMPET_STORE", "LIMPET_LISTEN", "LIMPET_USER", "CREDENTIALS_DIRECTORY", "SSL_CERT_FILE"} {
+		if v := ts.Getenv(name); v != "" {
+			env = append(env, name+"="+v)
+		}
+	}
+	return env
+}
+
+type server struct {
+	cmd  *exec.Cmd
+	log  *bytes.Buffer // whole once done is closed
+	done chan struct{}
+}
+
+var listening = regexp.MustCompile(`listening on (\S+)`)
+
+// cmdServer starts limpet serve on a free port: server NAME [FLAG...]. $NAME
+// becomes its URL.
+func cmdServer(ts *testscript.TestScript, _ bool, args []string) {
+	path, err := exec.LookPath("limpet")
+	ts.Check(err)
+	s := &server{cmd: exec.Command(path, append([]string{"serve", "--listen", "127.0.0.1:0"}, args[1:]...)...), log: new(bytes.Buffer), done: make(chan struct{})}
+	s.cmd.Args[0] = "limpet"
+	s.cmd.Dir, s.cmd.Env = ts.MkAbs("."), environ(ts)
+	stderr, err := s.cmd.StderrPipe()
+	ts.Check(err)
+	ts.Check(s.cmd.Start())
+	url := make(chan string, 1)
+	go func() {
+		defer close(s.done)
+		lines := bufio.NewScanner(stderr)
+		for lines.Scan() {
+			fmt.Fprintln(s.log, lines.Text())
+			if found := listening.FindStringSubmatch(lines.Text()); found != nil {
+				url <- found[1]
+			}
+		}
+		s.cmd.Wait()
+	}()
+	ts.Defer(func() { s.cmd.Process.Kill(); <-s.done })
+	select {
+	case u := <-url:
+		ts.Setenv(args[0], u)
+	case <-s.done:
+		ts.Fatalf("the server ended: %s", s.log)
+	case <-time.After(20 * time.Second):
+		ts.Fatalf("the server does not listen")
+	}
+	ts.Value("servers").(map[string]*server)[args[0]] = s
+}
+
+var signals = map[string]syscall.Signal{"INT": syscall.SIGINT, "TERM": syscall.SIGTERM, "HUP": syscall.SIGHUP, "KILL": syscall.SIGKILL}
+
+// cmdSignal sends a server a signal: signal NAME INT. Unless that is HUP it waits
+// for the end, which is orderly but for KILL; the log goes to the file log.
+func cmdSignal(ts *testscript.TestScript, _ bool, args []string) {
+	s := ts.Value("servers").(map[string]*server)[args[0]]
+	ts.Check(s.cmd.Process.Signal(signals[args[1]]))
+	if args[1] == "HUP" {
+		return
+	}
+	select {
+	case <-s.done:
+	case <-time.After(15 * time.Second):
+		ts.Fatalf("the server does not end")
+	}
+	if code := s.cmd.ProcessState.ExitCode(); code != 0 && args[1] != "KILL" {
+		ts.Fatalf("exit code %d\n%s", code, s.log)
+	}
+	ts.Check(os.WriteFile(ts.MkAbs("log"), s.log.Bytes(), 0o600))
+}
+
+// cmdMode checks permissions: mode 0600 FILE...
+func cmdMode(ts *testscript.TestScript, _ bool, args []string) {
+	for _, name := range args[1:] {
+		fi, err := os.Stat(ts.MkAbs(name))
+		ts.Check(err)
+		if got := fmt.Sprintf("%#o", fi.Mode().Perm()); got != args[0] {
+			ts.Fatalf("%s has mode %s, want %s", name, got, args[0])
+		}
+	}
+}
+
+// cmdCert makes a certificate for 127.0.0.1: cert CERT KEY.
+func cmdCert(ts *testscript.TestScript, _ bool, args []string) {
+	key, err := ecdsa.GenerateKey(elliptic.P256(), rand.Reader)
+	ts.Check(err)
+	template := &x509.Certificate{
+		SerialNumber: big.NewInt(time.Now().UnixNano()),
+		NotBefore:    time.Now().Add(-time.Hour),
+		NotAfter:     time.Now().Add(time.Hour),
+		IPAddresses:  []net.IP{net.IPv4(127, 0, 0, 1)},
+		IsCA:         true, BasicConstraintsValid: true,
+	}
+	cert, err := x509.CreateCertificate(rand.Reader, template, template, key.Public(), key)
+	ts.Check(err)
+	der, err := x509.MarshalPKCS8PrivateKey(key)
+	ts.Check(err)
+	for i, block := range []pem.Block{{Type: "CERTIFICATE", Bytes: cert}, {Type: "PRIVATE KEY", Bytes: der}} {
+		ts.Check(os.WriteFile(ts.MkAbs(args[i]), pem.EncodeToMemory(&block), 0o600))
+	}
+}

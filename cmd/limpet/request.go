@@ -1,0 +1,172 @@
+package main
+
+import (
+	"bytes"
+	"context"
+	"fmt"
+	"io"
+	"net/http"
+	"os"
+	"strings"
+
+	"github.com/spf13/cobra"
+)
+
+type request struct {
+	method  string
+	data    string
+	headers []string
+	output  string
+	include bool
+	user    string
+	keeper  keeper
+}
+
+const maxData = 64 << 20 // bytes of a request's body, which is kept to be sent again
+
+func requestCommand() *cobra.Command {
+	var r request
+	cmd := &cobra.Command{
+		Use:   "request URL",
+		Short: "make a request that proves possession of the device key",
+		Long: `Request sends one HTTP request in the session that limpet login made at the
+URL's server, and writes the body of the answer to standard output. Its flags
+are those of curl. Redirects are not followed.
+
+  limpet request https://auth.example.com/authenticated
+  limpet request -X DELETE https://auth.example.com/things/7
+  limpet request -d @order.json -H 'Content-Type: application/json' https://auth.example.com/orders
+
+If the server answers with a status of 400 or above, the body is written and the
+exit code is 22. The answer "too_many_keys" comes after 128 calls in 15 minutes,
+since each call introduces an ephemeral key of its own.`,
+		Args: exactly(1, "one URL"),
+		RunE: func(cmd *cobra.Command, args []string) error { return r.run(cmd, args[0]) },
+	}
+	f := cmd.Flags()
+	f.StringVarP(&r.method, "request", "X", "", "`method` (default GET, or POST with -d)")
+	f.StringVarP(&r.data, "data", "d", "", "`body`; @FILE takes it from a file as it is, @- from standard input")
+	f.StringArrayVarP(&r.headers, "header", "H", nil, "header line, as `'Name: value'`; can be repeated")
+	f.StringVarP(&r.output, "output", "o", "", "`file` to write the body to")
+	f.BoolVarP(&r.include, "include", "i", false, "write the status line and headers too")
+	f.StringVar(&r.user, "user", "", "user `name`, if several are logged in at the server (default: the latest)")
+	settings(cmd, "user")
+	r.keeper.flags(cmd)
+	return cmd
+}
+
+func (r *request) run(cmd *cobra.Command, target string) error {
+	ctx := cmd.Context()
+	req, err := r.build(ctx, target, cmd.Flags().Changed("data"))
+	if err != nil {
+		return err
+	}
+	state, err := stateDir()
+	if err != nil {
+		return err
+	}
+	r.keeper.dir = state
+	s, err := findSession(state, origin(req.URL), r.user)
+	if err != nil {
+		return err
+	}
+	c, closeClient, err := s.open(ctx, &r.keeper)
+	if err != nil {
+		return err
+	}
+	defer closeClient()
+	req.Header.Set("Authorization", "Bearer "+s.Token)
+	resp, err := c.Do(req)
+	if err != nil {
+		return fmt.Errorf("request: %w", withoutURL(err))
+	}
+	defer resp.Body.Close()
+	failure := error(nil)
+	if resp.StatusCode >= 400 {
+		failure = refused(resp) // before the body is read
+	}
+	if err := r.write(resp); err != nil {
+		return fmt.Errorf("request: %w", err)
+	}
+	if failure != nil {
+		return &httpError{failure}
+	}
+	return nil
+}
+
+func (r *request) build(ctx context.Context, target string, hasData bool) (*http.Request, error) {
+	u, err := serverURL(target)
+	if err != nil {
+		return nil, err
+	}
+	method, body := r.method, []byte(r.data)
+	if method == "" {
+		method = http.MethodGet
+		if hasData {
+			method = http.MethodPost
+		}
+	}
+	if path, ok := strings.CutPrefix(r.data, "@"); ok {
+		if body, err = readBounded(path, maxData); err != nil {
+			return nil, fmt.Errorf("data: %w", err)
+		}
+	}
+	var reader io.Reader
+	if hasData {
+		reader = bytes.NewReader(body)
+	}
+	req, err := http.NewRequestWithContext(ctx, method, u.String(), reader)
+	if err != nil {
+		return nil, usage("%.40q is not a method", method)
+	}
+	if hasData {
+		req.Header.Set("Content-Type", "application/x-www-form-urlencoded")
+	}
+	req.Header.Set("User-Agent", "limpet/"+versionText())
+	seen := make(map[string]bool)
+	for _, line := range r.headers {
+		name, value, ok := strings.Cut(line, ":")
+		if name = http.CanonicalHeaderKey(strings.TrimSpace(name)); !ok || name == "" {
+			return nil, usage("-H wants 'Name: value'")
+		}
+		switch value = strings.TrimSpace(value); {
+		case name == "Authorization":
+			return nil, usage("the session's token is the Authorization header")
+		case name == "Host":
+			req.Host = value
+		case seen[name]:
+			req.Header.Add(name, value)
+		default:
+			req.Header.Set(name, value)
+			seen[name] = true
+		}
+	}
+	return req, nil
+}
+
+// write writes the answer to where the user wants it.
+func (r *request) write(resp *http.Response) (err error) {
+	out := os.Stdout
+	if r.output != "" && r.output != "-" {
+		if out, err = os.Create(r.output); err != nil {
+			return err
+		}
+		defer func() {
+			if cerr := out.Close(); err == nil {
+				err = cerr
+			}
+		}()
+	}
+	if r.include {
+		fmt.Fprintf(out, "%s %s\r\n", resp.Proto, resp.Status)
+		resp.Header.Write(out)
+		fmt.Fprint(out, "\r\n")
+	}
+	_, err = io.Copy(out, resp.Body)
+	return err
+}
+
+// httpError is an answer with a status of 400 or above.
+type httpError struct{ error }
+
+func (e *httpError) Unwrap() error { return e.error }

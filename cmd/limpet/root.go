@@ -1,0 +1,118 @@
+package main
+
+import (
+	"context"
+	"fmt"
+	"os"
+	"os/signal"
+	"strings"
+	"syscall"
+
+	"github.com/spf13/cobra"
+)
+
+// run runs the command line and returns the exit code.
+func run(args []string) int {
+	ctx, stop := signal.NotifyContext(context.Background(), os.Interrupt, syscall.SIGTERM)
+	defer stop()
+	context.AfterFunc(ctx, stop) // a second signal ends what does not listen to the first
+	harden()
+	root := newRoot()
+	root.SetArgs(dashed(args))
+	cmd, err := root.ExecuteContextC(ctx)
+	if err != nil {
+		return report(cmd, err)
+	}
+	return exitOK
+}
+
+func newRoot() *cobra.Command {
+	root := group("limpet", "bind login sessions to a device key that cannot be copied", `Limpet binds login sessions to a device key that cannot leave the hardware:
+a copied session token is worthless anywhere else.
+
+  limpet demo      shows what that means, in a minute
+  limpet serve     runs the reference auth server
+  limpet login     logs in to one, with a key of this device
+  limpet request   makes requests that prove possession of the key
+
+Settings come from flags, then from environment variables (--log-level is
+LIMPET_LOG_LEVEL), then from a YAML file (log-level: debug), by default
+$XDG_CONFIG_HOME/limpet/config.yaml. Passwords and passphrases come from files
+or the terminal, never from flags or the environment: other programs of the
+same user can read those.
+`+exitHelp)
+	root.SilenceErrors, root.SilenceUsage = true, true
+	root.SetFlagErrorFunc(func(_ *cobra.Command, err error) error { return &usageError{err} })
+	root.PersistentFlags().String("config", "", "settings `file` (default $XDG_CONFIG_HOME/limpet/config.yaml, if it exists)")
+	root.PersistentPreRunE = func(cmd *cobra.Command, _ []string) error { return settle(cmd) }
+	root.AddCommand(
+		demoCommand(),
+		serveCommand(),
+		loginCommand(),
+		requestCommand(),
+		logoutCommand(),
+		keyCommand(),
+		sessionCommand(),
+		doctorCommand(),
+		manCommand(),
+		versionCommand(),
+	)
+	return root
+}
+
+// group makes a command that only has subcommands.
+func group(use, short, long string) *cobra.Command {
+	return &cobra.Command{
+		Use:   use,
+		Short: short,
+		Long:  long,
+		Args: func(cmd *cobra.Command, args []string) error {
+			if len(args) == 0 {
+				return nil
+			}
+			err := usage("unknown command %q", args[0])
+			if near := cmd.SuggestionsFor(args[0]); len(near) > 0 {
+				return withHint(err, "did you mean %s?", strings.Join(near, " or "))
+			}
+			return err
+		},
+		RunE:                       func(cmd *cobra.Command, _ []string) error { return cmd.Help() },
+		SuggestionsMinimumDistance: 2,
+	}
+}
+
+// exactly takes n arguments.
+func exactly(n int, what string) cobra.PositionalArgs {
+	return func(cmd *cobra.Command, args []string) error {
+		if len(args) != n {
+			return usage("%s takes %s, got %d arguments", cmd.CommandPath(), what, len(args))
+		}
+		return nil
+	}
+}
+
+var nothing = exactly(0, "no arguments")
+
+// oneOf is a flag that takes one of a few words.
+type oneOf struct {
+	value *string
+	words []string
+}
+
+// choiceVar adds a flag that takes one of a few words; the first is the default.
+func choiceVar(cmd *cobra.Command, value *string, name, usage string, words ...string) {
+	*value = words[0]
+	cmd.Flags().Var(&oneOf{value, words}, name, usage+": "+strings.Join(words, ", "))
+}
+
+func (o *oneOf) String() string { return *o.value }
+func (o *oneOf) Type() string   { return "word" }
+func (o *oneOf) Set(s string) error {
+	for _, word := range o.words {
+		if s == word {
+			*o.value = s
+			return nil
+		}
+	}
+	return fmt.Errorf("must be one of %s", strings.Join(o.words, ", "))
+}

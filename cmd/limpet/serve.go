@@ -1,0 +1,225 @@
+package main
+
+import (
+	"context"
+	"crypto/tls"
+	"errors"
+	"fmt"
+
+	"log/slog"
+	"net"
+	"net/http"
+	"os"
+	"time"
+
+	"github.com/spf13/cobra"
+
+	"github.com/limpet-auth/limpet"
+	"github.com/limpet-auth/limpet/internal/authserver"
+)
+
+const (
+	defaultListen = "127.0.0.1:28280"
+	drain         = 10 * time.Second // for requests in flight when the server stops
+)
+
+type serve struct {
+	listen      string
+	store       storeFlag
+	tlsCert     string
+	tlsKey      string
+	adminSocket string
+	lease       time.Duration
+	sealKeyFile string
+	mode        string
+	freshness   string
+	minLevel    string
+	logLevel    slog.Level
+	logFormat   string
+}
+
+func serveCommand() *cobra.Command {
+	var s serve
+	cmd := &cobra.Command{
+		Use:   "serve",
+		Short: "run the reference auth server",
+		Long: `Serve runs the reference auth server: POST /register, /login and /logout, and
+/authenticated, which admits a bound session only with a proof of its device
+key. Accounts and sessions are kept in a file, which one server has open at a
+time, or in memory until the server ends.
+
+What is secret in the store is sealed under a key that lies outside of it:
+in PATH.sealkey beside the store, made at the first start, unless
+--seal-key-file or the systemd credential limpet-seal-key give another one.
+
+In mode prefer, sessions without a device key are admitted at level none; in
+mode require they are refused; mode observe admits everything, and logs what
+require would refuse.
+
+limpet session lists and revokes sessions of a running server through its admin
+socket, by default PATH.admin beside the store.
+
+  limpet serve
+  limpet serve --listen 127.0.0.1:0 --store mem:
+  limpet serve --listen :443 --tls-cert cert.pem --tls-key key.pem --mode require
+
+SIGINT and SIGTERM end the server when the requests in flight are answered,
+after 10 seconds at the latest. SIGHUP loads the TLS certificate again.`,
+		Args: nothing,
+		RunE: func(cmd *cobra.Command, _ []string) error { return s.run(cmd.Context()) },
+	}
+	f := cmd.Flags()
+	f.StringVar(&s.listen, "listen", defaultListen, "`address` to listen on; port 0 takes a free one")
+	f.Var(&s.store, "store", "bolt:PATH or mem: (default bolt:$XDG_STATE_HOME/limpet/server.db)")
+	f.StringVar(&s.tlsCert, "tls-cert", "", "PEM `file` with the certificate chain; serves HTTPS")
+	f.StringVar(&s.tlsKey, "tls-key", "", "PEM `file` with its private key")
+	f.StringVar(&s.adminSocket, "admin-socket", "", "`path` of the admin socket (default PATH.admin beside the store)")
+	f.DurationVar(&s.lease, "lease", 15*time.Minute, "how long an ephemeral key may be used, 1s to 24h")
+	f.StringVar(&s.sealKeyFile, "seal-key-file", "", "`file` of 32 random bytes, made if there is none (default PATH.sealkey beside the store)")
+	choiceVar(cmd, &s.mode, "mode", "what becomes of sessions without a device key", "prefer", "require", "observe")
+	choiceVar(cmd, &s.freshness, "freshness", "how a proof shows that it is new", "nonce", "strict-nonce", "body-hash", "timestamp")
+	choiceVar(cmd, &s.minLevel, "min-level", "the weakest level that is admitted", "none", "software", "browser", "hardware", "hardware-attested")
+	logFlags(cmd, &s.logLevel, &s.logFormat)
+	settings(cmd, "listen", "store", "tls-cert", "tls-key", "admin-socket", "lease", "seal-key-file", "mode", "freshness", "min-level", "log-level", "log-format")
+	return cmd
+}
+
+func logFlags(cmd *cobra.Command, level *slog.Level, format *string) {
+	cmd.Flags().TextVar(level, "log-level", slog.LevelInfo, "what `level` is logged: debug, info, warn or error")
+	choiceVar(cmd, format, "log-format", "how the log on standard error is written", "text", "json")
+}
+
+func logger(level slog.Level, format string) *slog.Logger {
+	opts := &slog.HandlerOptions{Level: level}
+	if format == "json" {
+		return slog.New(slog.NewJSONHandler(os.Stderr, opts))
+	}
+	return slog.New(slog.NewTextHandler(os.Stderr, opts))
+}
+
+var modes = map[string]limpet.Mode{"prefer": limpet.Prefer, "require": limpet.Require, "observe": limpet.Observe}
+
+var freshnesses = map[string]limpet.Freshness{"nonce": limpet.Nonce, "strict-nonce": limpet.StrictNonce,
+	"body-hash": limpet.BodyHash, "timestamp": limpet.Timestamp}
+
+// run serves until ctx is done.
+func (s *serve) run(ctx context.Context) (err error) {
+	if (s.tlsCert == "") != (s.tlsKey == "") {
+		return usage("--tls-cert and --tls-key go together")
+	}
+	if s.lease < time.Second || s.lease > 24*time.Hour {
+		return usage("--lease must be from 1s to 24h")
+	}
+	log := logger(s.logLevel, s.logFormat)
+	path, err := s.store.path()
+	if err != nil {
+		return err
+	}
+	var certificate *reloaded
+	if s.tlsCert != "" {
+		if certificate, err = loadCertificate(s.tlsCert, s.tlsKey); err != nil {
+			return err
+		}
+	}
+	store, closer, err := openStore(path)
+	if err != nil {
+		return err
+	}
+	defer func() { err = errors.Join(err, closer.Close()) }()
+	key, err := sealKey(s.sealKeyFile, path)
+	if err != nil {
+		return err
+	}
+	auth, err := authserver.New(authserver.Config{
+		Store:   store,
+		Rule:    limpet.Rule{Mode: modes[s.mode], Freshness: freshnesses[s.freshness], MinLevel: limpet.Level(s.minLevel)},
+		Lease:   s.lease,
+		SealKey: key,
+		Logger:  log,
+	})
+	if err != nil {
+		return err
+	}
+	listener, err := net.Listen("tcp", s.listen)
+	if err != nil {
+		return fmt.Errorf("cannot listen: %w", err)
+	}
+	defer listener.Close()
+	admin, err := s.listenAdmin(path, log)
+	if err != nil {
+		return err
+	}
+	url := "http://" + listener.Addr().String()
+	if certificate != nil {
+		defer certificate.watch(log)()
+		listener = tls.NewListener(listener, &tls.Config{GetCertificate: certificate.get, NextProtos: []string{"h2", "http/1.1"}})
+		url = "https://" + url[len("http://"):]
+	}
+	note("listening on %s", url)
+	return serveUntil(ctx, log, map[net.Listener]http.Handler{listener: auth, admin: auth.Admin()})
+}
+
+// listenAdmin opens the admin socket, nil if there is none. The one beside the
+// store is a convenience; the server runs without it if need be.
+func (s *serve) listenAdmin(store string, log *slog.Logger) (net.Listener, error) {
+	if s.adminSocket != "" {
+		l, err := listenPrivate(s.adminSocket)
+		if err != nil {
+			return nil, fmt.Errorf("admin socket: %w", err)
+		}
+		return l, nil
+	}
+	if store == "" {
+		return nil, nil
+	}
+	l, err := listenPrivate(store + adminSuffix)
+	if err != nil {
+		log.Warn("limpet: no admin socket", "why", err)
+		return nil, nil
+	}
+	return l, nil
+}
+
+const adminSuffix = ".admin"
+
+// serveUntil serves handlers on their listeners until ctx is done, then
+// answers what is in flight.
+func serveUntil(ctx context.Context, log *slog.Logger, handlers map[net.Listener]http.Handler) error {
+	failed := make(chan error, len(handlers))
+	var servers []*http.Server
+	for l, h := range handlers {
+		if l == nil {
+			continue
+		}
+		srv := newHTTPServer(h, log)
+		servers = append(servers, srv)
+		go func() { failed <- srv.Serve(l) }()
+	}
+	var err error
+	select {
+	case <-ctx.Done():
+		log.Info("limpet: stopping")
+	case err = <-failed:
+	}
+	end, cancel := context.WithTimeout(context.Background(), drain)
+	defer cancel()
+	for _, srv := range servers {
+		if srv.Shutdown(end) != nil {
+			log.Warn("limpet: requests were cut off")
+			srv.Close()
+		}
+	}
+	return err
+}
+
+func newHTTPServer(h http.Handler, log *slog.Logger) *http.Server {
+	return &http.Server{
+		Handler:           h,
+		ReadHeaderTimeout: 10 * time.Second,
+		ReadTimeout:       30 * time.Second,
+		WriteTimeout:      30 * time.Second,
+		IdleTimeout:       2 * time.Minute,
+		MaxHeaderBytes:    32 << 10,
+		ErrorLog:          slog.NewLogLogger(log.Handler(), slog.LevelDebug), // noise of the network
+	}
+}

@@ -1,0 +1,113 @@
+package main
+
+import (
+	"crypto/rand"
+	"errors"
+	"fmt"
+	"io"
+	"io/fs"
+	"os"
+	"path/filepath"
+	"strings"
+
+	"github.com/limpet-auth/limpet"
+	"github.com/limpet-auth/limpet/store/boltstore"
+	"github.com/limpet-auth/limpet/store/memstore"
+)
+
+// storeFlag is the value of --store: "mem:" or "bolt:PATH".
+type storeFlag string
+
+func (s *storeFlag) String() string { return string(*s) }
+func (s *storeFlag) Type() string   { return "store" }
+func (s *storeFlag) Set(text string) error {
+	kind, path, _ := strings.Cut(text, ":")
+	if !(kind == "mem" && path == "") && !(kind == "bolt" && path != "") {
+		return errors.New("must be mem: or bolt:PATH")
+	}
+	*s = storeFlag(kind + ":" + path)
+	return nil
+}
+
+// path returns the store's file, "" if it has none.
+func (s storeFlag) path() (string, error) {
+	switch {
+	case s == "":
+		dir, err := stateDir()
+		if err != nil {
+			return "", withHint(fmt.Errorf("no place for the store: %w", err), "name one with --store bolt:PATH")
+		}
+		return filepath.Join(dir, "server.db"), nil
+	case s == "mem:":
+		return "", nil
+	}
+	return filepath.Abs(strings.TrimPrefix(string(s), "bolt:"))
+}
+
+// openStore opens the store in a file, or one in memory for the path "".
+func openStore(path string) (limpet.Store, io.Closer, error) {
+	if path == "" {
+		return memstore.New(nil), io.NopCloser(nil), nil
+	}
+	if err := os.MkdirAll(filepath.Dir(path), 0o700); err != nil {
+		return nil, nil, fmt.Errorf("store: %w", err)
+	}
+	s, err := boltstore.Open(path, nil)
+	if err != nil {
+		return nil, nil, err
+	}
+	return s, s, nil
+}
+
+const sealKeySize = 32
+
+// sealKey returns the key that secrets in the store are sealed under: from the
+// file, if one is named; else from the systemd credential limpet-seal-key; else
+// from a file beside the store. A file that does not exist is made. A store in
+// memory needs no key that lasts.
+func sealKey(file, store string) ([]byte, error) {
+	if file == "" {
+		if dir := os.Getenv("CREDENTIALS_DIRECTORY"); dir != "" {
+			key, err := readSealKey(filepath.Join(dir, "limpet-seal-key")) // systemd guards the directory
+			if !missing(err) {
+				return key, err
+			}
+		}
+		if store == "" {
+			return nil, nil
+		}
+		file = store + ".sealkey"
+	}
+	key, err := readPrivateKey(file)
+	if !missing(err) {
+		return key, err
+	}
+	key = make([]byte, sealKeySize)
+	rand.Read(key) // never fails
+	err = createFile(file, key)
+	if errors.Is(err, fs.ErrExist) {
+		return readPrivateKey(file) // another process was faster
+	}
+	if err != nil {
+		return nil, fmt.Errorf("seal key: %w", err)
+	}
+	return key, nil
+}
+
+func readPrivateKey(path string) ([]byte, error) {
+	if err := ownerOnly(path); err != nil {
+		return nil, fmt.Errorf("seal key: %w", err)
+	}
+	return readSealKey(path)
+}
+
+func readSealKey(path string) ([]byte, error) {
+	key, err := readBounded(path, sealKeySize+1)
+	if err == nil && len(key) != sealKeySize {
+		err = fmt.Errorf("%s has %d bytes, want %d", path, len(key), sealKeySize)
+	}
+	if err != nil {
+		return nil, fmt.Errorf("seal key: %w", err)
+	}
+	return key, nil
+}
