@@ -84,7 +84,7 @@ const (
 	window           = 60 * time.Second // how old a proof may be
 	skew             = 30 * time.Second // how far in the future a client's clock may be
 	slots            = 8                // live ephemeral keys a session
-	maxIntroductions = 128              // introductions a session may make within one lease
+	maxIntroductions = 1000             // introductions a session may make within one lease
 	maxToken         = 8 << 10          // bytes of a session token
 	maxUser          = 256              // bytes of a user name
 

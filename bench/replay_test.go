@@ -126,6 +126,9 @@ func BenchmarkReplay(b *testing.B) {
 			continue
 		}
 		for _, m := range memories {
+			if millions > 2 && m.name != "limpet" {
+				continue // minutes and many gigabytes
+			}
 			b.Run(fmt.Sprintf("%s/live=%dM", m.name, millions), func(b *testing.B) {
 				for range b.N {
 					runReplay(b, m.new, millions*1_000_000)

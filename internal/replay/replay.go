@@ -32,17 +32,25 @@ type Table struct {
 	max    int64
 	held   atomic.Int64
 	swept  atomic.Int64 // the latest second at which all shards were swept
-	shards [64]shard
+	shards [1 << shardBits]shard
 }
+
+const shardBits = 5
 
 type shard struct {
 	mu  sync.Mutex
 	now int64 // the latest second seen; never goes back
 	// A bucket holds what expires in one second: near[second modulo its length]
-	// or, where that place is taken, far[second]. So the usual values, which die within two minutes, cost the
-	// collector one object a bucket, without a pointer in it.
+	// or, where that place is taken, far[second]. So the usual values, which die
+	// within two minutes, cost the collector one object a bucket, without a
+	// pointer in it.
 	near [128]bucket
 	far  map[int64]*bucket
+	// A new bucket is made for as many values as the one that died last, in the
+	// memory that it leaves. So a steady flow neither grows tables nor makes
+	// garbage.
+	last  int
+	spare []uint64
 }
 
 // New returns an empty table for at most maxEntries values.
@@ -121,10 +129,10 @@ func (t *Table) Advance(now int64) {
 	}
 }
 
-// shard returns the shard of fp, chosen by its top 6 bits, and fp as it is
+// shard returns the shard of fp, chosen by its top bits, and fp as it is
 // kept: 0 marks a free slot.
 func (t *Table) shard(fp uint64) (*shard, uint64) {
-	return &t.shards[fp>>58], max(fp, 1)
+	return &t.shards[fp>>(64-shardBits)], max(fp, 1)
 }
 
 // bucket returns the bucket of a second, or nil.
@@ -144,8 +152,23 @@ func (s *shard) newBucket(second int64) *bucket {
 		b = new(bucket)
 		s.far[second] = b
 	}
-	*b = bucket{second: second, slots: make([]uint64, 8)}
+	*b = bucket{second: second, slots: s.room(8 + s.last*4/3)}
 	return b
+}
+
+// room returns n free slots.
+func (s *shard) room(n int) []uint64 {
+	if spare := s.spare; len(spare) >= n && len(spare) <= 2*n {
+		s.spare = nil
+		clear(spare)
+		return spare
+	}
+	return make([]uint64, n)
+}
+
+// retire takes over from a bucket that has died.
+func (s *shard) retire(b *bucket) {
+	s.last, s.spare = b.n, b.slots
 }
 
 func (t *Table) advance(s *shard, now int64) {
@@ -155,8 +178,9 @@ func (t *Table) advance(s *shard, now int64) {
 	last := s.now
 	s.now = now
 	for i := range s.near {
-		if b := &s.near[i]; b.second <= now {
+		if b := &s.near[i]; b.slots != nil && b.second <= now {
 			t.held.Add(-int64(b.n))
+			s.retire(b)
 			*b = bucket{}
 		}
 	}
@@ -185,9 +209,9 @@ type bucket struct {
 	slots  []uint64 // 0 is free; at least a fifth is
 }
 
-// home maps the 58 bits of fp that did not choose the shard onto n slots.
+// home maps the bits of fp that did not choose the shard onto n slots.
 func home(fp uint64, n int) int {
-	hi, _ := bits.Mul64(fp<<6, uint64(n))
+	hi, _ := bits.Mul64(fp<<shardBits, uint64(n))
 	return int(hi)
 }
 

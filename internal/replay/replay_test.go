@@ -159,7 +159,7 @@ func TestSpread(t *testing.T) {
 	r := rand.New(rand.NewPCG(7, 8))
 	b := &bucket{slots: make([]uint64, 8)}
 	for range 10_000 {
-		b.insert(0xac<<56 | r.Uint64()>>6)
+		b.insert(uint64(0b10110)<<(64-shardBits) | r.Uint64()>>shardBits)
 	}
 	const parts = 16
 	var used [parts]int
