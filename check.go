@@ -155,7 +155,7 @@ func (g *Guard) prove(ctx context.Context, r *Request, s *session, rule Rule, no
 // admitIntroduction spends the value of a verified introduction and gives its
 // key a slot.
 func (g *Guard) admitIntroduction(ctx context.Context, c *checking, s *session, key *proof.EphemeralKey, rule Rule, now time.Time) (*ephemeral, error) {
-	if err := g.countIntroduction(s, now); err != nil {
+	if err := g.mayIntroduce(s, now); err != nil {
 		return nil, err
 	}
 	if c.proof.Time.IsZero() {

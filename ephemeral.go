@@ -99,27 +99,33 @@ type introLock struct {
 	_ [56]byte // a cache line each
 }
 
-// countIntroduction bounds what one session can make a store remember.
-func (g *Guard) countIntroduction(s *session, now time.Time) error {
-	lock := &g.intros[s.id[0]%byte(len(g.intros))]
+// mayIntroduce bounds what one session can make a store remember. What is
+// refused for another reason, a replay above all, does not count.
+func (g *Guard) mayIntroduce(s *session, now time.Time) error {
+	lock := g.introLock(s)
 	lock.Lock()
 	defer lock.Unlock()
 	if now.Sub(s.introducedSince) > g.cfg.Lease {
 		s.introduced, s.introducedSince = 0, now
 	}
-	if s.introduced++; s.introduced > maxIntroductions {
+	if s.introduced >= maxIntroductions {
 		return &proof.Refusal{Reason: proof.TooMany, Detail: "too many introductions within one lease"}
 	}
 	return nil
+}
+
+func (g *Guard) introLock(s *session) *introLock {
+	return &g.intros[s.id[0]%byte(len(g.intros))]
 }
 
 // introduce gives a verified new ephemeral key a slot and, for an agreement,
 // agrees the HMAC key. vouched says that the device key itself made the value
 // that came with the delegation, at a time it states, and that it is fresh.
 func (g *Guard) introduce(ctx context.Context, s *session, key *proof.EphemeralKey, vouched bool, now time.Time) (*ephemeral, error) {
-	lock := &g.intros[s.id[0]%byte(len(g.intros))]
+	lock := g.introLock(s)
 	lock.Lock()
 	defer lock.Unlock()
+	s.introduced++
 
 	var free, oldest = -1, -1
 	var oldestTime time.Time

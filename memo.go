@@ -22,7 +22,7 @@ type session struct {
 	slotKeys [slots]string
 	slots    [slots]atomic.Pointer[decodedSlot]
 
-	introduced      int       // introductions since introducedSince; see Guard.countIntroduction
+	introduced      int       // introductions since introducedSince; see Guard.mayIntroduce
 	introducedSince time.Time // start of the current lease's worth of counting
 }
 
