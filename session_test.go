@@ -6,6 +6,7 @@ import (
 	"testing"
 
 	"github.com/limpet-auth/limpet/proof"
+	"github.com/limpet-auth/limpet/store/memstore"
 )
 
 func TestSessionToken(t *testing.T) {
@@ -112,6 +113,21 @@ func FuzzDecodeBinding(f *testing.F) {
 	f.Fuzz(func(t *testing.T, rec []byte) {
 		if b, err := decodeBinding(ID{}, rec); err == nil && b.Level != None && b.device == nil {
 			t.Fatal("a bound session without a device key")
+		}
+	})
+}
+
+func FuzzDecodeEphemeral(f *testing.F) {
+	g, err := New(Config{Session: Bearer(), Store: memstore.New(nil), SealKey: make([]byte, 32)})
+	if err != nil {
+		f.Fatal(err)
+	}
+	f.Add([]byte{recordVersion, byte(proof.HMACSHA256)})
+	f.Add(make([]byte, 100))
+	f.Fuzz(func(t *testing.T, rec []byte) {
+		e, err := g.decodeEphemeral(0, "e:{session}0", rec)
+		if err == nil && (e.key.MAC == nil) == (e.key.Public == nil) {
+			t.Fatal("a key that is neither or both of a MAC and a signing key")
 		}
 	})
 }
