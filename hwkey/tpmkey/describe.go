@@ -148,7 +148,7 @@ func vendor(p map[tpm2.TPMPT]uint32) string {
 	for pt := tpm2.TPMPTVendorString1; pt <= tpm2.TPMPTVendorString4; pt++ {
 		s.WriteString(text(p[pt]))
 	}
-	return strings.TrimSpace(s.String())
+	return strings.Join(strings.Fields(s.String()), " ") // the four characters are padded
 }
 
 // text returns the printable ones of the four characters in a property.
