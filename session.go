@@ -117,13 +117,19 @@ func accept(token string) (string, error) {
 // unescape, split or trim: what a cookie's value may have (RFC 6265, 4.1.1).
 func spellable(token string) bool {
 	for i := range len(token) {
-		switch c := token[i]; {
-		case c <= ' ', c >= 0x7f, c == '"', c == ',', c == ';', c == '\\':
+		if !cookieOctet[token[i]] {
 			return false
 		}
 	}
 	return true
 }
+
+var cookieOctet = func() (ok [256]bool) {
+	for c := '!'; c <= '~'; c++ {
+		ok[c] = !strings.ContainsRune("\",;\\", c)
+	}
+	return ok
+}()
 
 // ID names a session: the SHA-256 of its token. It can be shown and stored;
 // the token cannot be found from it.

@@ -149,30 +149,26 @@ func separate(m *Message, p *Proof, device *PublicKey, policy Policy) error {
 
 // base64Encoding tells the alphabet of unpadded base64 text from its characters.
 func base64Encoding(text []byte) *base64.Encoding {
-	if bytes.ContainsAny(text, "-_") {
+	if bytes.IndexByte(text, '-') >= 0 || bytes.IndexByte(text, '_') >= 0 {
 		return base64.RawURLEncoding
 	}
 	return base64.RawStdEncoding
 }
 
 // ReplayID appends what identifies this use of a key: the key that signed, the
-// signed value and the signature in canonical form. On the value alone two
-// honest requests of one second would collide; on the raw signature a thief
-// would re-encode it; with anything that is not signed, such as the type that a
-// key is introduced as, he would change that. p has passed [Verify], and key is
-// what that returned, with its ID.
+// signed value and the signature in canonical form; of a MAC the key and the
+// tag, which stands for the value. On the value alone two honest requests of one
+// second would collide; on the raw signature a thief would re-encode it; with
+// anything that is not signed, such as the type that a key is introduced as, he
+// would change that. p has passed [Verify], and key is what that returned, with
+// its ID.
 func (p *Proof) ReplayID(dst []byte, key *EphemeralKey) []byte {
 	if p.signer == nil {
-		dst = append(dst, key.ID...)
-	} else {
-		dst = append(dst, p.signer.enc...)
-	}
-	dst = append(dst, 0)
-	dst = append(dst, p.Signed...)
-	dst = append(dst, 0)
-	if p.signer == nil {
+		dst = append(append(dst, key.ID...), 0)
 		return append(dst, p.Signature...)
 	}
+	dst = append(append(dst, p.signer.enc...), 0)
+	dst = append(append(dst, p.Signed...), 0)
 	return p.signer.canonical(dst, p.Signature)
 }
 

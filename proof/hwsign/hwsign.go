@@ -192,7 +192,7 @@ func value(h map[string][]string, name string) (string, error) {
 func decode(dst, text []byte) ([]byte, error) {
 	text = bytes.TrimRight(text, "=")
 	enc := base64.RawStdEncoding
-	if bytes.ContainsAny(text, "-_") {
+	if bytes.IndexByte(text, '-') >= 0 || bytes.IndexByte(text, '_') >= 0 {
 		enc = base64.RawURLEncoding
 	}
 	dst, err := enc.AppendDecode(dst, text)
