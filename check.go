@@ -16,6 +16,8 @@ type Request struct {
 	proof.Message
 	Token string // the session token, see [Session.Token]; "" if there is none
 
+	tokenErr error // why there is no Token to be had
+
 	// Body returns the SHA-256 of the request's body, which it must be able to
 	// read again for the app, or a *[proof.Refusal]. It is called at most once,
 	// if the rule asks for it. nil means that the body cannot be seen: a rule
@@ -55,6 +57,9 @@ func (g *Guard) Check(ctx context.Context, r *Request, rule Rule, response map[s
 }
 
 func (g *Guard) check(ctx context.Context, r *Request, rule Rule, response map[string][]string) (*Binding, error) {
+	if r.tokenErr != nil {
+		return nil, r.tokenErr
+	}
 	if r.Token == "" {
 		if rule.Mode != Prefer || !None.AtLeast(rule.MinLevel) {
 			return nil, &proof.Refusal{Reason: proof.SessionRequired, Detail: "no session token"}
@@ -127,6 +132,13 @@ func (g *Guard) prove(ctx context.Context, r *Request, s *session, rule Rule, no
 		if c.body, err = r.Body(); err != nil {
 			return err
 		}
+		// The body may have been hours on its way.
+		now = g.now()
+		if again, err := g.session(ctx, s.id); err != nil {
+			return err
+		} else if again == nil || !again.binding.alive(now) {
+			return &proof.Refusal{Reason: proof.SessionEnded, Detail: "the session ended before its request"}
+		}
 		r.Message.Body = &c.body
 		defer func() { r.Message.Body = nil }()
 	}
@@ -144,7 +156,7 @@ func (g *Guard) prove(ctx context.Context, r *Request, s *session, rule Rule, no
 		return err
 	}
 	key.ID = fingerprint(s.id, key.Public)
-	key.Expires = earlier(now.Add(g.cfg.Lease), s.binding.Expires).Truncate(time.Second)
+	key.Expires = now.Add(g.cfg.Lease).Truncate(time.Second)
 	if known, err = g.admitIntroduction(ctx, c, s, key, rule, now); err != nil {
 		return err
 	}
@@ -155,9 +167,7 @@ func (g *Guard) prove(ctx context.Context, r *Request, s *session, rule Rule, no
 // admitIntroduction spends the value of a verified introduction and gives its
 // key a slot.
 func (g *Guard) admitIntroduction(ctx context.Context, c *checking, s *session, key *proof.EphemeralKey, rule Rule, now time.Time) (*ephemeral, error) {
-	if err := g.mayIntroduce(s, now); err != nil {
-		return nil, err
-	}
+	defer g.lockDevice(s).Unlock()
 	if c.proof.Time.IsZero() {
 		if err := g.spendForGood(ctx, c, s, key); err != nil {
 			return nil, err
@@ -166,8 +176,9 @@ func (g *Guard) admitIntroduction(ctx context.Context, c *checking, s *session, 
 		if err != nil {
 			return nil, err
 		}
-		// Now the lease is known: until its end the value is no proof either.
-		_, err = g.spend(ctx, c, s, &e.key, Rule{Freshness: Timestamp})
+		// Now the lease is known: until its end the value is no proof either,
+		// and if it was one, it is no introduction.
+		_, err = g.spend(ctx, c, s, &e.key, rule)
 		return e, err
 	}
 	fresh, err := g.spend(ctx, c, s, key, rule)
@@ -228,18 +239,17 @@ func (g *Guard) spend(ctx context.Context, c *checking, s *session, key *proof.E
 }
 
 // spendForGood uses up the value of an introduction that does not say when it
-// was made: it must not come again as long as a session of its device lives.
+// was made. The caller holds the device's lock.
 func (g *Guard) spendForGood(ctx context.Context, c *checking, s *session, key *proof.EphemeralKey) error {
-	c.id = append(c.id[:0], "introduction\x00"...)
-	c.id = c.proof.ReplayID(c.id, key)
-	fresh, err := g.cfg.Store.Add(ctx, spentKey(s.id, &c.proof, c.id), nil, g.cfg.Lifetime)
+	used, err := g.loadUsed(ctx, s)
 	if err != nil {
-		return unavailable("spent values", err)
+		return err
 	}
-	if !fresh {
+	c.id = c.proof.ReplayID(c.id[:0], key)
+	if !used.add(c.id, forGood) {
 		return &proof.Refusal{Reason: proof.NonceSpent, Detail: "the introduction was used before and says no time"}
 	}
-	return nil
+	return g.storeUsed(ctx, s, used)
 }
 
 func earlier(a, b time.Time) time.Time {

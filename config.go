@@ -6,6 +6,7 @@ import (
 	"fmt"
 	"log/slog"
 	"net/http"
+	"strings"
 	"time"
 
 	"github.com/limpet-auth/limpet/proof"
@@ -81,12 +82,13 @@ type Route struct {
 
 // Limits that are the same for every guard.
 const (
-	window           = 60 * time.Second // how old a proof may be
-	skew             = 30 * time.Second // how far in the future a client's clock may be
-	slots            = 8                // live ephemeral keys a session
-	maxIntroductions = 1000             // introductions a session may make within one lease
-	maxToken         = 8 << 10          // bytes of a session token
-	maxUser          = 256              // bytes of a user name
+	window   = 60 * time.Second // how old a proof may be
+	skew     = 30 * time.Second // how far in the future a client's clock may be
+	slots    = 8                // live ephemeral keys a session
+	maxToken = 8 << 10          // bytes of a session token
+	maxUser  = 256              // bytes of a user name
+
+	maxLifetime = 10 * 365 * 24 * time.Hour // of a binding
 
 	// How long the end of a session is remembered: for as long as browsers
 	// keep a cookie (RFC 6265bis, 5.5).
@@ -105,7 +107,8 @@ type Config struct {
 	// most a day. Shorter narrows what a key stolen from memory is good for.
 	Lease time.Duration
 
-	// Lifetime is how long a binding holds after login; default 30 days. It
+	// Lifetime is how long a binding holds after login; default 30 days, at
+	// most ten years. It
 	// should be no shorter than the life of the app's tokens.
 	Lifetime time.Duration
 
@@ -138,8 +141,8 @@ func (c *Config) setDefaults() error {
 	if c.Lifetime == 0 {
 		c.Lifetime = 30 * 24 * time.Hour
 	}
-	if c.Lifetime < time.Second {
-		return fmt.Errorf("limpet: Config.Lifetime is %v, want at least a second", c.Lifetime)
+	if c.Lifetime < time.Second || c.Lifetime > maxLifetime {
+		return fmt.Errorf("limpet: Config.Lifetime is %v, want between a second and ten years", c.Lifetime)
 	}
 	if c.MaxBody == 0 {
 		c.MaxBody = 1 << 20
@@ -204,10 +207,27 @@ func newRules(fallback Rule, routes []Route) (r rules, err error) {
 	return r, nil
 }
 
-func (r *rules) of(req *http.Request) Rule {
+// of returns the rule of a request. One whose path has another rule as sent
+// than decoded, which is how an app may read it, is refused.
+func (r *rules) of(req *http.Request) (Rule, error) {
 	if r.mux == nil {
-		return r.fallback
+		return r.fallback, nil
 	}
+	seen := &http.Request{Method: req.Method, URL: req.URL, Host: strings.TrimSuffix(strings.ToLower(req.Host), ".")}
+	rule := r.match(seen)
+	if req.URL.RawPath == "" {
+		return rule, nil
+	}
+	decoded := *req.URL
+	decoded.RawPath = ""
+	seen.URL = &decoded
+	if r.match(seen) != rule {
+		return Rule{}, &proof.Refusal{Reason: proof.Malformed, Detail: "a path that can be read in two ways"}
+	}
+	return rule, nil
+}
+
+func (r *rules) match(req *http.Request) Rule {
 	_, pattern := r.mux.Handler(req)
 	if rule, ok := r.byPattern[pattern]; ok {
 		return rule

@@ -7,7 +7,6 @@ import (
 	"crypto/rand"
 	"crypto/sha256"
 	"encoding/base64"
-	"sync"
 	"time"
 
 	"github.com/limpet-auth/limpet/proof"
@@ -93,40 +92,11 @@ func (g *Guard) decodeEphemeral(slot int, storeKey string, rec []byte) (*ephemer
 	return e, nil
 }
 
-// introLock orders the introductions of a session on this server.
-type introLock struct {
-	sync.Mutex
-	_ [56]byte // a cache line each
-}
-
-// mayIntroduce bounds what one session can make a store remember. What is
-// refused for another reason, a replay above all, does not count.
-func (g *Guard) mayIntroduce(s *session, now time.Time) error {
-	lock := g.introLock(s)
-	lock.Lock()
-	defer lock.Unlock()
-	if now.Sub(s.introducedSince) > g.cfg.Lease {
-		s.introduced, s.introducedSince = 0, now
-	}
-	if s.introduced >= maxIntroductions {
-		return &proof.Refusal{Reason: proof.TooMany, Detail: "too many introductions within one lease"}
-	}
-	return nil
-}
-
-func (g *Guard) introLock(s *session) *introLock {
-	return &g.intros[s.id[0]%byte(len(g.intros))]
-}
-
 // introduce gives a verified new ephemeral key a slot and, for an agreement,
 // agrees the HMAC key. vouched says that the device key itself made the value
 // that came with the delegation, at a time it states, and that it is fresh.
+// The caller holds the device's lock.
 func (g *Guard) introduce(ctx context.Context, s *session, key *proof.EphemeralKey, vouched bool, now time.Time) (*ephemeral, error) {
-	lock := g.introLock(s)
-	lock.Lock()
-	defer lock.Unlock()
-	s.introduced++
-
 	var free, oldest = -1, -1
 	var oldestTime time.Time
 	var err error
@@ -175,30 +145,6 @@ func (g *Guard) introduce(ctx context.Context, s *session, key *proof.EphemeralK
 		return nil, unavailable("introduction", err)
 	}
 	return e, nil
-}
-
-// useDelegation returns when the lease of a key ends that gets a slot now. A
-// delegation has no expiry of its own on this wire, and names no session: the
-// first lease that it gave is its only one, also in the device's other sessions,
-// unless the device key vouches for the key anew.
-func (g *Guard) useDelegation(ctx context.Context, s *session, key *proof.EphemeralKey, vouched bool, now time.Time) (expires time.Time, err error) {
-	record := delegatedKey(s.binding.device, key.Public)
-	first, err := g.cfg.Store.Add(ctx, record, appendTime(nil, key.Expires), g.cfg.Lifetime)
-	if err != nil {
-		return time.Time{}, unavailable("introduction", err)
-	}
-	if first || vouched {
-		return key.Expires, nil
-	}
-	rec, _, err := g.cfg.Store.Get(ctx, record)
-	if err != nil {
-		return time.Time{}, unavailable("introduction", err)
-	}
-	r := reader{rest: rec}
-	if only := r.time(); now.Before(only) {
-		return earlier(only, key.Expires), nil
-	}
-	return time.Time{}, &proof.Refusal{Reason: proof.KeyUnknown, Detail: "the delegation's lease is over"}
 }
 
 // lookup returns the ephemeral key in a slot, nil if there is none.

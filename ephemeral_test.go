@@ -1,6 +1,8 @@
 package limpet
 
 import (
+	"context"
+	"crypto/ecdsa"
 	"fmt"
 	"net/http"
 	"net/http/httptest"
@@ -9,6 +11,7 @@ import (
 
 	"github.com/limpet-auth/limpet/proof"
 	"github.com/limpet-auth/limpet/proof/hwsign"
+	"github.com/limpet-auth/limpet/store/memstore"
 )
 
 func TestLease(t *testing.T) {
@@ -92,14 +95,106 @@ func TestEphemeralKeysAreBounded(t *testing.T) {
 		}
 		expect(t, fmt.Sprintf("key %d", i), all[i].get(), want)
 	}
-	for range maxIntroductions - slots - 2 {
-		d.introduce()
+	live := 0
+	s.store.(Lister).List(t.Context(), "e:", func(string, []byte) bool { live++; return true })
+	if live != slots {
+		t.Errorf("%d records of ephemeral keys, want %d", live, slots)
 	}
-	w := d.introduce()
-	expect(t, "too many introductions", w, proof.TooMany)
-	if w.Code != 429 {
-		t.Errorf("status %d, want 429", w.Code)
+}
+
+func TestUsedIsBounded(t *testing.T) {
+	var u used
+	what := func(i int) []byte { return fmt.Append(nil, i) }
+	for i := range maxUsed + 10 {
+		if !u.add(what(i), int64(i)) || u.add(what(i), int64(i)) {
+			t.Fatalf("entry %d: added twice or not at all", i)
+		}
 	}
-	s.pass(16 * time.Minute)
-	expect(t, "a lease later", d.introduce(), "")
+	if len(u) != maxUsed*usedEntry {
+		t.Errorf("%d bytes, want %d", len(u), maxUsed*usedEntry)
+	}
+	if _, found := u.until(what(9)); found {
+		t.Error("the oldest entries are still there")
+	}
+	if until, found := u.until(what(10)); !found || until.Unix() != 10 {
+		t.Errorf("entry 10: %v, %v", until, found)
+	}
+}
+
+// introEC makes the headers that introduce a signing key, which signs the value.
+func (d *device) introEC(key *ecdsa.PrivateKey, value string) http.Header {
+	point, err := key.PublicKey.Bytes()
+	if err != nil {
+		d.site.t.Fatal(err)
+	}
+	n, text := hwsign.BoundToken, b64(point)
+	return http.Header{
+		n.EphemeralKey: {text}, n.EphemeralType: {"ecdsa"}, n.EphemeralSig: {d.sign([]byte(text))},
+		n.Data: {value}, n.DataSig: {sign(d.site.t, key, []byte(value))},
+	}
+}
+
+func proofEC(t testing.TB, key *ecdsa.PrivateKey, id, value string) http.Header {
+	n := hwsign.BoundToken
+	return http.Header{n.EphemeralID: {id}, n.Data: {value}, n.DataSig: {sign(t, key, []byte(value))}}
+}
+
+func TestSpentProofIsNoIntroduction(t *testing.T) {
+	for name, store := range map[string]Store{"spender": memstore.New(nil), "four methods": plainStore{memstore.New(nil)}} {
+		t.Run(name, func(t *testing.T) {
+			s := newSite(t, Config{Store: store})
+			d, key := s.login("token", "alice"), newECDSA(t)
+			intro := d.introEC(key, s.value())
+			w := d.send("GET", "/", "", intro)
+			spent := proofEC(t, key, w.Header().Get(hwsign.BoundToken.EphemeralID), `{"amount":1}`)
+			expect(t, "proof", d.send("POST", "/", "", spent), "")
+			n := hwsign.BoundToken
+			intro[n.Data], intro[n.DataSig] = spent[n.Data], spent[n.DataSig]
+			expect(t, "the same as an introduction", d.send("POST", "/", "", intro), proof.NonceSpent)
+		})
+	}
+}
+
+// What a device key delegated to is remembered beyond the last session that can
+// have been bound to it in the meantime.
+func TestUsedOutlivesSessions(t *testing.T) {
+	store := ttlStore{memstore.New(nil), map[string]time.Duration{}}
+	s := newSite(t, Config{Store: store})
+	d := s.login("token", "alice")
+	d.introduce()
+	b, err := s.session(t.Context(), Bearer().ID("token"))
+	if err != nil {
+		t.Fatal(err)
+	}
+	if ttl := store.ttl[usedKey(b.binding.device)]; ttl < s.cfg.Lifetime+retention {
+		t.Errorf("forgotten after %v", ttl)
+	}
+}
+
+type ttlStore struct {
+	Store
+	ttl map[string]time.Duration // of the last Put of each key
+}
+
+func (s ttlStore) Put(ctx context.Context, key string, val []byte, ttl time.Duration) error {
+	s.ttl[key] = ttl
+	return s.Store.Put(ctx, key, val, ttl)
+}
+
+// A value without a time is one use, in whichever of a device's sessions.
+func TestUntimedValueInTwoSessions(t *testing.T) {
+	s := newSite(t, Config{Lifetime: time.Hour})
+	old, key := s.login("old", "alice"), newECDSA(t)
+	s.pass(55 * time.Minute)
+	young := &device{site: s, token: "young", key: old.key}
+	if err := young.bind("alice"); err != nil {
+		t.Fatal(err)
+	}
+	id := func(w *httptest.ResponseRecorder) string { return w.Header().Get(hwsign.BoundToken.EphemeralID) }
+	inYoung := id(young.send("GET", "/", "", young.introEC(key, s.value())))
+	inOld := id(old.send("GET", "/", "", old.introEC(key, s.value())))
+	h := proofEC(t, key, inOld, "pay 1")
+	expect(t, "here", old.send("GET", "/", "", h), "")
+	h.Set(hwsign.BoundToken.EphemeralID, inYoung)
+	expect(t, "there", young.send("GET", "/", "", h), proof.NonceSpent)
 }

@@ -7,7 +7,6 @@ import (
 	"errors"
 	"fmt"
 	"net/http"
-	"slices"
 	"time"
 
 	"github.com/limpet-auth/limpet/proof"
@@ -20,12 +19,12 @@ var wires = []proof.Wire{hwsign.Wire{}}
 // Guard binds sessions to device keys and admits only requests that prove
 // possession. It is safe for concurrent use.
 type Guard struct {
-	cfg    Config
-	rules  rules
-	seal   *sealer
-	memo   memo
-	intros [64]introLock
-	now    func() time.Time
+	cfg   Config
+	rules rules
+	seal  *sealer
+	memo  memo
+	locks [64]deviceLock
+	now   func() time.Time
 }
 
 var (
@@ -125,7 +124,8 @@ func (g *Guard) Revoke(ctx context.Context, session ID) error {
 	}
 	// The record stays: a token that is merely forgotten would look unbound.
 	b.Ended = now
-	if err := g.cfg.Store.Put(ctx, bindingKey(session), b.encode(), retention); err != nil {
+	ttl := max(0, b.Expires.Sub(now)) + retention
+	if err := g.cfg.Store.Put(ctx, bindingKey(session), b.encode(), ttl); err != nil {
 		return unavailable("revoke", err)
 	}
 	for slot := range slots {
@@ -154,7 +154,7 @@ func (g *Guard) RevokeUser(ctx context.Context, user string) (int, error) {
 	if err != nil {
 		return 0, unavailable("revoke", err)
 	}
-	ended := 0
+	ended, failed := 0, error(nil)
 	for _, id := range ids {
 		rec, found, err := g.cfg.Store.Get(ctx, bindingKey(id))
 		if err != nil {
@@ -167,11 +167,12 @@ func (g *Guard) RevokeUser(ctx context.Context, user string) (int, error) {
 			continue
 		}
 		if err := g.Revoke(ctx, id); err != nil {
-			return ended, err
+			failed = errors.Join(failed, err) // the others end nonetheless
+			continue
 		}
 		ended++
 	}
-	return ended, nil
+	return ended, failed
 }
 
 // Sessions calls yield with every session that is neither over nor revoked, in
@@ -206,7 +207,7 @@ func (g *Guard) Sessions(ctx context.Context, yield func(*Binding) bool) error {
 //	e:{session}slot           an ephemeral key, slot 0 to 7
 //	n:{session}hash           a spent value with a MAC, where the store is no Spender
 //	n:hash                    a spent value with a signature, likewise
-//	d:hash                    "this device key's delegation to this key was used"
+//	d:device                  what a device key, hashed, delegated to; see used
 //	u:hash:session            index of a user's sessions
 func bindingKey(id ID) string        { return "b:{" + id.String() + "}" }
 func slotKey(id ID, slot int) string { return "e:{" + id.String() + "}" + string(rune('0'+slot)) }
@@ -218,9 +219,7 @@ func spentKey(id ID, p *proof.Proof, replayID []byte) string {
 	return "n:" + hashed(replayID)
 }
 
-func delegatedKey(device, key *proof.PublicKey) string {
-	return "d:" + hashed(slices.Concat(device.Bytes(), []byte{0}, key.Bytes()))
-}
+func usedKey(device *proof.PublicKey) string { return "d:" + hashed(device.Bytes()) }
 
 func hashed(b []byte) string {
 	sum := sha256.Sum256(b)

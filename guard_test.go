@@ -112,6 +112,109 @@ func TestRoutes(t *testing.T) {
 	expect(t, "unbound session", (&device{site: s, token: "x"}).send("GET", "/admin/x", "", nil), proof.SessionUnbound)
 }
 
+func TestRouteSpellings(t *testing.T) {
+	s := newSite(t, Config{Routes: []Route{{"/admin/", Rule{Mode: Require}}, {"admin.example/", Rule{Mode: Require}}}})
+	stranger := &device{site: s}
+	for _, target := range []string{"/admin/x", "/%61dmin/x", "//admin//x", "/admin%2Fx", "/admin%2fx", "/admin/..%2Fx",
+		"http://admin.example/", "http://ADMIN.example/", "http://admin.example:8080/", "http://admin.example./"} {
+		if w := stranger.send("GET", target, "", nil); w.Code == 200 {
+			t.Errorf("%s escapes its route's rule", target)
+		}
+	}
+	for _, target := range []string{"/", "/x", "/a%2Fb", "http://other.example/"} {
+		expect(t, target, stranger.send("GET", target, "", nil), "")
+	}
+}
+
+// A request whose body takes long is judged when it is there.
+func TestSlowBody(t *testing.T) {
+	s := newSite(t, Config{Rule: Rule{Freshness: BodyHash}})
+	d := s.login("token", "alice")
+	value := func() string { return fmt.Sprintf("%d-%x", s.time().Unix(), sha256.Sum256([]byte("x"))) }
+	d.ephemeral = newECDH(t)
+	w := d.send("POST", "/", "x", d.introduction(d.ephemeral, value()))
+	expect(t, "introduction", w, "")
+	d.take(w)
+	for name, meanwhile := range map[string]func(){
+		"a day passes": func() { s.pass(24 * time.Hour) },
+		"the session is revoked": func() {
+			if err := s.Revoke(context.Background(), Bearer().ID("token")); err != nil {
+				t.Error(err)
+			}
+		},
+	} {
+		r := httptest.NewRequest("POST", "/", &lateBody{strings.NewReader("x"), meanwhile})
+		r.Header = d.proof(value())
+		r.Header.Set("Authorization", "Bearer token")
+		w := httptest.NewRecorder()
+		s.next.ServeHTTP(w, r)
+		if w.Code != 401 {
+			t.Errorf("%s: %d", name, w.Code)
+		}
+	}
+}
+
+type lateBody struct {
+	io.Reader
+	meanwhile func()
+}
+
+func (l *lateBody) Read(b []byte) (int, error) {
+	if l.meanwhile != nil {
+		l.meanwhile()
+		l.meanwhile = nil
+	}
+	return l.Reader.Read(b)
+}
+
+func TestObserveTouchesNothing(t *testing.T) {
+	s := newSite(t, Config{Session: Cookie("sid"), Rule: Rule{Mode: Observe, Freshness: BodyHash}, MaxBody: 10})
+	stranger := &device{site: s}
+	w := stranger.send("GET", "/", "", http.Header{"Cookie": {"sid=a; sid=b"}})
+	if w.Code != 200 || !strings.Contains(s.log.String(), "would refuse") {
+		t.Errorf("two cookies: %d, log %q", w.Code, s.log)
+	}
+	d := &device{site: s, token: "abc", key: newECDSA(t)}
+	if err := d.bind("alice"); err != nil {
+		t.Fatal(err)
+	}
+	r := httptest.NewRequest("POST", "/", io.MultiReader(strings.NewReader("0123456789abcdef"))) // length unknown
+	r.Header = d.introduction(newECDH(t), s.value())
+	r.Header.Set("Cookie", "sid=abc")
+	rec := httptest.NewRecorder()
+	s.next.ServeHTTP(rec, r)
+	if rec.Body.String() != "0123456789abcdef" {
+		t.Errorf("the app reads %q", rec.Body)
+	}
+}
+
+func TestRequestWithoutBody(t *testing.T) {
+	s := newSite(t, Config{Rule: Rule{Freshness: BodyHash}})
+	d := s.login("token", "alice")
+	r, err := http.NewRequest("GET", "/", nil) // as adapters make them: Body is nil
+	if err != nil {
+		t.Fatal(err)
+	}
+	r.Header = d.introduction(newECDH(t), fmt.Sprintf("%d-%x", s.time().Unix(), sha256.Sum256(nil)))
+	r.Header.Set("Authorization", "Bearer token")
+	w := httptest.NewRecorder()
+	s.Protect(http.HandlerFunc(func(http.ResponseWriter, *http.Request) {})).ServeHTTP(w, r)
+	expect(t, "no body", w, "")
+}
+
+// Replays of a request that a route admits twice cost the device nothing.
+func TestReplaysDoNotShutTheDeviceOut(t *testing.T) {
+	s := newSite(t, Config{Rule: Rule{Freshness: Timestamp}})
+	d := s.login("token", "alice")
+	captured := d.introduction(newECDH(t), s.value())
+	for range 100 {
+		expect(t, "introduction", d.send("GET", "/", "", captured), "")
+	}
+	for range slots - 1 {
+		expect(t, "the device itself", d.introduce(), "")
+	}
+}
+
 func TestBodyLimit(t *testing.T) {
 	s := newSite(t, Config{Rule: Rule{Freshness: BodyHash}, MaxBody: 10})
 	d := s.login("token", "alice")
@@ -273,6 +376,33 @@ func TestBoundStaysBound(t *testing.T) {
 	thief := &device{site: s, token: "token", key: newECDSA(t)}
 	if err := thief.bind("mallory"); !errors.Is(err, ErrBound) {
 		t.Errorf("binding to another key: %v", err)
+	}
+}
+
+func TestRevokeUserGoesOn(t *testing.T) {
+	ctx := context.Background()
+	s := newSite(t, Config{})
+	for i := range 20 {
+		s.login(fmt.Sprint(i), "alice")
+	}
+	if err := s.store.Put(ctx, bindingKey(Bearer().ID("7")), []byte{99}, time.Hour); err != nil {
+		t.Fatal(err)
+	}
+	if n, err := s.RevokeUser(ctx, "alice"); n != 19 || err == nil {
+		t.Errorf("with one damaged record: %d, %v", n, err)
+	}
+}
+
+// The end of a session is remembered beyond the day it would have ended.
+func TestRevocationOutlivesTheSession(t *testing.T) {
+	store := ttlStore{memstore.New(nil), map[string]time.Duration{}}
+	s := newSite(t, Config{Store: store, Lifetime: 3 * 365 * 24 * time.Hour})
+	s.login("token", "alice")
+	if err := s.Revoke(context.Background(), Bearer().ID("token")); err != nil {
+		t.Fatal(err)
+	}
+	if ttl := store.ttl[bindingKey(Bearer().ID("token"))]; ttl < s.cfg.Lifetime+retention-time.Minute {
+		t.Errorf("forgotten after %v", ttl)
 	}
 }
 
@@ -443,6 +573,7 @@ func TestNewRefusesNonsense(t *testing.T) {
 		"long lease":     {Session: Bearer(), Store: store, Lease: 48 * time.Hour},
 		"short lease":    {Session: Bearer(), Store: store, Lease: time.Millisecond},
 		"lifetime":       {Session: Bearer(), Store: store, Lifetime: -1},
+		"long lifetime":  {Session: Bearer(), Store: store, Lifetime: 1<<63 - 1},
 		"body":           {Session: Bearer(), Store: store, MaxBody: -1},
 		"mode":           {Session: Bearer(), Store: store, Rule: Rule{Mode: 9}},
 		"freshness":      {Session: Bearer(), Store: store, Rule: Rule{Freshness: 9}},

@@ -5,7 +5,6 @@ import (
 	"context"
 	"sync"
 	"sync/atomic"
-	"time"
 
 	"github.com/limpet-auth/limpet/proof"
 )
@@ -21,9 +20,6 @@ type session struct {
 	binding  *Binding
 	slotKeys [slots]string
 	slots    [slots]atomic.Pointer[decodedSlot]
-
-	introduced      int       // introductions since introducedSince; see Guard.mayIntroduce
-	introducedSince time.Time // start of the current lease's worth of counting
 }
 
 type decodedSlot struct {

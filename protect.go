@@ -34,14 +34,14 @@ func (g *Guard) Protect(next http.Handler) http.Handler {
 var requests = sync.Pool{New: func() any { return new(Request) }}
 
 func (g *Guard) admit(w http.ResponseWriter, r *http.Request) (*Binding, error) {
-	token, err := g.cfg.Session.Token(r.Header)
+	rule, err := g.rules.of(r)
 	if err != nil {
 		return nil, err
 	}
+	token, err := g.cfg.Session.Token(r.Header)
 	req := requests.Get().(*Request)
 	defer requests.Put(req)
-	*req = Request{Message: messageOf(r), Token: token}
-	rule := g.rules.of(r)
+	*req = Request{Message: messageOf(r), Token: token, tokenErr: err}
 	if rule.Freshness == BodyHash {
 		req.Body = func() ([sha256.Size]byte, error) { return hashBody(r, g.cfg.MaxBody) }
 	}
@@ -65,17 +65,20 @@ func hashBody(r *http.Request, limit int64) (sum [sha256.Size]byte, err error) {
 	if r.ContentLength > limit {
 		return sum, &proof.Refusal{Reason: proof.BodyLarge, Detail: "a body over the limit"}
 	}
+	if r.Body == nil { // a request made by hand
+		return sha256.Sum256(nil), nil
+	}
 	body, err := io.ReadAll(io.LimitReader(r.Body, limit+1))
+	r.Body = struct { // whole, for mode Observe
+		io.Reader
+		io.Closer
+	}{io.MultiReader(bytes.NewReader(body), r.Body), r.Body}
 	if err != nil {
 		return sum, &proof.Refusal{Reason: proof.Malformed, Detail: "body", Err: err}
 	}
 	if int64(len(body)) > limit {
 		return sum, &proof.Refusal{Reason: proof.BodyLarge, Detail: "a body over the limit"}
 	}
-	r.Body = struct {
-		io.Reader
-		io.Closer
-	}{bytes.NewReader(body), r.Body}
 	return sha256.Sum256(body), nil
 }
 
@@ -121,7 +124,7 @@ func Refuse(w http.ResponseWriter, err error) {
 	switch code {
 	case http.StatusUnauthorized:
 		h.Set("WWW-Authenticate", fmt.Sprintf("Limpet error=%q", reason))
-	case http.StatusServiceUnavailable, http.StatusTooManyRequests:
+	case http.StatusServiceUnavailable:
 		h.Set("Retry-After", "1")
 	}
 	w.WriteHeader(code)
@@ -136,8 +139,6 @@ func status(reason proof.Reason) int {
 		return http.StatusRequestHeaderFieldsTooLarge
 	case proof.BodyLarge:
 		return http.StatusRequestEntityTooLarge
-	case proof.TooMany:
-		return http.StatusTooManyRequests
 	case proof.LevelTooLow:
 		return http.StatusForbidden
 	case proof.Unavailable:

@@ -61,7 +61,10 @@ func (s Session) fromCookies(headers []string) (token string, err error) {
 			var pair string
 			pair, line, _ = strings.Cut(line, ";")
 			name, val, _ := strings.Cut(pair, "=")
-			if unescape(strings.Trim(name, " \t")) != s.cookie {
+			if !strings.EqualFold(unescape(strings.Trim(name, " \t")), s.cookie) {
+				if s.hidden(pair) {
+					return "", ambiguous
+				}
 				continue
 			}
 			if val, err = accept(s.canonical(strings.Trim(val, " \t"))); err != nil {
@@ -76,12 +79,43 @@ func (s Session) fromCookies(headers []string) (token string, err error) {
 	return token, nil
 }
 
+// hidden reports whether an app may find the cookie in pair where a guard does
+// not: some split at commas or white space, trim more than blanks, or take "."
+// for "_" as PHP does.
+func (s Session) hidden(pair string) bool {
+	for i := 0; i+len(s.cookie) < len(pair); i++ {
+		if i > 0 && pair[i-1] > ' ' && pair[i-1] < 0x80 && pair[i-1] != ',' {
+			continue
+		}
+		same := true
+		for j := 0; j < len(s.cookie) && same; j++ {
+			a, b := pair[i+j], s.cookie[j]
+			same = strings.EqualFold(string(rune(a)), string(rune(b))) || b == '_' && (a == '.' || a == ' ' || a == '[')
+		}
+		if rest := pair[i+len(s.cookie):]; same && (rest[0] == '=' || rest[0] <= ' ' || rest[0] >= 0x80) {
+			return true
+		}
+	}
+	return false
+}
+
 // canonical returns the one spelling of a token that is compared: what an app
 // that unquotes and percent-decodes cookies makes of it.
 func (s Session) canonical(token string) string {
 	if s.cookie == "" {
 		return token
 	}
+	for range 4 { // until nothing changes, so that it is the same how often it is done
+		plain := unquote(token)
+		if plain == token {
+			return token
+		}
+		token = plain
+	}
+	return token + " " // which is not spellable
+}
+
+func unquote(token string) string {
 	if len(token) > 1 && token[0] == '"' && token[len(token)-1] == '"' {
 		token = token[1 : len(token)-1]
 	}

@@ -34,6 +34,15 @@ func TestSessionToken(t *testing.T) {
 		{"scheme alone", Bearer(), http.Header{"Authorization": {"Bearer"}}, "", proof.Malformed},
 		{"second scheme", Bearer(), http.Header{"Authorization": {"Basic x, Bearer abc"}}, "", proof.Malformed},
 
+		{"name in capitals", Cookie("my_sid"), http.Header{"Cookie": {"MY_SID=abc"}}, "abc", ""},
+		{"name after a no-break space", Cookie("my_sid"), http.Header{"Cookie": {"\u00a0my_sid=abc"}}, "", proof.Malformed},
+		{"name after a Latin-1 space", Cookie("my_sid"), http.Header{"Cookie": {"\xa0my_sid=abc"}}, "", proof.Malformed},
+		{"after a comma", Cookie("my_sid"), http.Header{"Cookie": {"x=1, my_sid=abc"}}, "", proof.Malformed},
+		{"after white space", Cookie("my_sid"), http.Header{"Cookie": {"x=1 my_sid=abc"}}, "", proof.Malformed},
+		{"a dot that PHP reads as _", Cookie("my_sid"), http.Header{"Cookie": {"my.sid=abc"}}, "", proof.Malformed},
+		{"end of another name", Cookie("sid"), http.Header{"Cookie": {"connect.sid=x; sid=abc"}}, "abc", ""},
+		{"escaped twice", Cookie("sid"), http.Header{"Cookie": {"sid=a%2562c"}}, "abc", ""},
+		{"escaped without end", Cookie("sid"), http.Header{"Cookie": {"sid=%252525252562"}}, "", proof.Malformed},
 		{"octal escape", Cookie("sid"), http.Header{"Cookie": {`sid="\141bc"`}}, "", proof.Malformed},
 		{"escape", Cookie("sid"), http.Header{"Cookie": {`sid="\abc"`}}, "", proof.Malformed},
 		{"white space inside", Cookie("sid"), http.Header{"Cookie": {"sid=a%20bc"}}, "", proof.Malformed},
@@ -64,7 +73,7 @@ func TestSessionToken(t *testing.T) {
 // However a token is spelled on the way in, it is the session that was bound.
 func TestSpellingsShareASession(t *testing.T) {
 	s := Cookie("sid")
-	for _, token := range []string{"abc", "a%62c", "a+b/c=", "eyJ.eyJ._-~"} {
+	for _, token := range []string{"abc", "a%62c", "a%2562c", "abc%252Fdef", "a+b/c=", "eyJ.eyJ._-~"} {
 		want := s.ID(token)
 		for _, spelled := range []string{token, `"` + token + `"`} {
 			got, err := s.Token(http.Header{"Cookie": {"sid=" + spelled}})

@@ -20,7 +20,6 @@ const (
 	SessionRequired Reason = "session_required" // no session token, and the route wants a bound session
 	SessionUnbound  Reason = "session_unbound"  // the session is not bound, and the route wants a bound one
 	SessionEnded    Reason = "session_ended"    // the session was revoked or is over: log in again
-	TooMany         Reason = "too_many_keys"    // the session introduces ephemeral keys too fast: try again later
 	LevelTooLow     Reason = "level_too_low"    // the route wants a stronger keeper of the device key
 	Unavailable     Reason = "unavailable"      // the guard's store cannot answer: try again later
 )
@@ -77,8 +76,6 @@ func (r Reason) Message() string {
 		return "this route needs a session that is bound to a device"
 	case SessionEnded:
 		return "this session is over: log in again"
-	case TooMany:
-		return "this session introduces too many ephemeral keys: try again later"
 	case LevelTooLow:
 		return "this route needs a device key that is kept by hardware"
 	case Unavailable:

@@ -51,8 +51,8 @@ func fresh(m *Message, p *Proof, now time.Time, policy Policy) error {
 	if !p.Time.IsZero() {
 		if age := now.Sub(p.Time); age > policy.Window {
 			return &Refusal{Reason: ClockSkew, Detail: "the client's clock is slow or the proof is old: made " + round(age) + " before the server's clock"}
-		} else if -age > policy.Skew {
-			return &Refusal{Reason: ClockSkew, Detail: "the client's clock is fast: the proof is " + round(-age) + " ahead of the server's clock"}
+		} else if ahead := p.Time.Sub(now); ahead > policy.Skew { // -age overflows
+			return &Refusal{Reason: ClockSkew, Detail: "the client's clock is fast: the proof is " + round(ahead) + " ahead of the server's clock"}
 		}
 	}
 	switch policy.Freshness {

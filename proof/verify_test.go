@@ -82,6 +82,7 @@ func TestVerifyClock(t *testing.T) {
 		{-5 * time.Minute, ClockSkew}, {5 * time.Minute, ClockSkew},
 		{-24 * 365 * 24 * time.Hour, ClockSkew}, // dated 2001
 		{24 * 365 * 100 * time.Hour, ClockSkew},
+		{1<<63 - 1, ClockSkew}, // the longest duration there is
 	} {
 		for _, f := range []Freshness{Nonce, StrictNonce, BodyHash, Timestamp} {
 			p := at(now.Add(tt.offset), key.sign)
@@ -91,6 +92,14 @@ func TestVerifyClock(t *testing.T) {
 				t.Errorf("%v, %s: %v, want %q", tt.offset, f, err, tt.want)
 			}
 		}
+	}
+}
+
+func TestVerifyFarFuture(t *testing.T) {
+	key := newSigner(t, Ed25519)
+	known := &EphemeralKey{ID: "id", Public: key.public, Expires: now.Add(time.Hour)}
+	if _, err := Verify(&Message{}, at(time.Unix(99_999_999_999, 0), key.sign), key.public, known, now, nonce); reasonOf(err) != ClockSkew {
+		t.Errorf("year 5138: %v", err)
 	}
 }
 

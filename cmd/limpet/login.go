@@ -207,7 +207,6 @@ var hints = map[string]string{
 	"session_unbound":  "this server wants a device key: log in again",
 	"session_ended":    "log in again",
 	"clock_skew":       "set this machine's clock",
-	"too_many_keys":    "every call of limpet request introduces a key of its own, 1,000 within a lease: wait a few minutes",
 	"too_many_logins":  "wait a minute",
 	"level_too_low":    "log in with --key tpm",
 }

@@ -38,8 +38,7 @@ are those of curl. Redirects are not followed.
   limpet request -d @order.json -H 'Content-Type: application/json' https://auth.example.com/orders
 
 If the server answers with a status of 400 or above, the body is written and the
-exit code is 22. The answer "too_many_keys" comes after 1,000 calls in 15 minutes,
-since each call introduces an ephemeral key of its own.`,
+exit code is 22.`,
 		Args: exactly(1, "one URL"),
 		RunE: func(cmd *cobra.Command, args []string) error { return r.run(cmd, args[0]) },
 	}
