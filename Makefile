@@ -1,4 +1,4 @@
-.PHONY: build test demo bench fuzz lint clean
+.PHONY: build test demo bench report fuzz lint clean
 
 build: ## bin/limpet, the way it ships
 	CGO_ENABLED=0 go build -trimpath -o bin/limpet ./cmd/limpet
@@ -10,7 +10,11 @@ demo:
 	go run ./cmd/limpet demo
 
 bench:
-	cd bench && go test -run '^$$' -bench . ./...
+	go test -run '^$$' -bench . . ./proof
+	cd bench && go test -run '^$$' -bench . -benchtime 1x .
+
+report: ## docs/performance.md, from figures of this machine
+	cd bench && go run ./report
 
 # go test fuzzes one target at a time.
 FUZZTIME ?= 1m

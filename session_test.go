@@ -117,6 +117,21 @@ func FuzzCookieToken(f *testing.F) {
 	})
 }
 
+func FuzzBearerToken(f *testing.F) {
+	f.Add("Bearer abc")
+	f.Add("bearer  abc ")
+	f.Add("Basic x, Bearer abc")
+	f.Fuzz(func(t *testing.T, line string) {
+		token, err := Bearer().Token(http.Header{"Authorization": {line}})
+		if err == nil && token != "" && strings.Fields(line)[1] != token {
+			t.Fatalf("we read %q in %q, an app that splits reads %q", token, line, strings.Fields(line)[1])
+		}
+		if err == nil && token == "" && len(strings.Fields(line)) > 1 && strings.EqualFold(strings.Fields(line)[0], "bearer") {
+			t.Fatalf("we read no token in %q", line)
+		}
+	})
+}
+
 func FuzzDecodeBinding(f *testing.F) {
 	f.Add((&Binding{Level: None, User: "alice"}).encode())
 	f.Fuzz(func(t *testing.T, rec []byte) {

@@ -3,7 +3,8 @@
 // hw-sign server that speaks the ecdh-p256 dialect.
 //
 //	keys := tpmkey.Open("")
-//	c := &http.Client{Transport: client.New(keys).Transport(nil)}
+//	jar, _ := cookiejar.New(nil)
+//	c := &http.Client{Transport: client.New(keys).Transport(nil), Jar: jar}
 //	resp, err := c.PostForm("https://app.example.com/login", form) // binds
 //	resp, err = c.Get("https://app.example.com/me")                // proves
 //

@@ -124,11 +124,6 @@ func (k *PublicKey) Algorithm() Algorithm { return k.alg }
 // it back. The caller does not modify it.
 func (k *PublicKey) Bytes() []byte { return k.enc }
 
-// Equal reports whether both are the same key used with the same algorithm.
-func (k *PublicKey) Equal(other *PublicKey) bool {
-	return k.alg == other.alg && k.SameKey(other)
-}
-
 // SameKey reports whether both are the same key, whatever each is used with.
 func (k *PublicKey) SameKey(other *PublicKey) bool { return string(k.enc) == string(other.enc) }
 

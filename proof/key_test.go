@@ -243,7 +243,7 @@ func TestParsePublicKey(t *testing.T) {
 				t.Fatal(err)
 			}
 			again, err := ParsePublicKey(tt.alg, key.Bytes())
-			if err != nil || !again.Equal(key) {
+			if err != nil || !again.SameKey(key) {
 				t.Errorf("canonical encoding does not read back: %v", err)
 			}
 		})

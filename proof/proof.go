@@ -77,9 +77,6 @@ type Offer struct {
 
 // Wire is a protocol that carries proofs in HTTP headers.
 type Wire interface {
-	// Name is the wire's name in logs.
-	Name() string
-
 	// Offer reads the device key that a login request brings, and returns nil
 	// if it brings none. An error is a *Refusal.
 	Offer(m *Message) (*Offer, error)

@@ -53,7 +53,7 @@ func (r Reason) Message() string {
 	case Required:
 		return "this session is bound to a device: the request needs a proof of its key"
 	case Malformed:
-		return "the proof or key cannot be read"
+		return "the proof, key or session token cannot be read"
 	case Invalid:
 		return "the proof does not hold for this session"
 	case KeyUnknown:

@@ -178,7 +178,7 @@ func TestVerifyIntroduction(t *testing.T) {
 					got, err := Verify(&Message{}, tt.proof, device.public, nil, now, nonce)
 					if reasonOf(err) != tt.want {
 						t.Errorf("%s: %v, want %q", tt.name, err, tt.want)
-					} else if err == nil && !got.Public.Equal(key.public) {
+					} else if err == nil && !got.Public.SameKey(key.public) {
 						t.Errorf("%s: another key came out", tt.name)
 					}
 				}

@@ -38,7 +38,7 @@ func write() ([]byte, error) {
 	p := func(format string, args ...any) { fmt.Fprintf(&doc, format, args...) }
 	p("# Performance\n\n")
 	p("Written by `go run ./report` in `bench/`, every figure from that run: %s, %s/%s, %d CPUs (%s).\n", runtime.Version(), runtime.GOOS, runtime.GOARCH, runtime.NumCPU(), cpuModel())
-	p("Times depend on the machine; trust the ratios, each of which compares two things measured in turn. Medians throughout.\n\n")
+	p("Times depend on the machine; trust the ratios, each of which compares two things measured in turn. Medians of 8 runs, but for the last three sections, which are one run each.\n\n")
 
 	log.Print("decisions per algorithm")
 	verify, err := benchmarks("..", "./proof", "Verify", 8, "-benchtime", "0.2s")

@@ -26,9 +26,6 @@ const maxValue = 8 << 10
 // Wire is the hw-sign wire.
 type Wire struct{}
 
-// Name returns "hwsign".
-func (Wire) Name() string { return "hwsign" }
-
 // Offer reads P-hw-pub. Key agreement keys are no device keys: they cannot sign.
 func (Wire) Offer(m *proof.Message) (*proof.Offer, error) {
 	n, err := spelling(m.Header)

@@ -7,10 +7,6 @@
 // that were never bound and pass at level none: a stolen one works again. Use
 // memstore where tokens die with the process, in mode require, or for tests;
 // otherwise use a store that lasts.
-//
-// The memory of spent values is lost as well. A proof captured before the
-// restart holds again while its time window is open, unless proofs made before
-// the process started are refused.
 package memstore
 
 import (

@@ -1,0 +1,32 @@
+//go:build !race
+
+package limpet
+
+import (
+	"context"
+	"net/http"
+	"testing"
+)
+
+// The hot path, a request with an HMAC proof, allocates next to nothing.
+func TestCheckAllocates(t *testing.T) {
+	s := newSite(t, Config{})
+	d := s.login("5UbLkmIlm0nEvlGjPCMbpvDnbjRxjLnFmy9gQ0hCJbw", "alice")
+	d.introduce()
+	headers := make([]http.Header, 1200)
+	for i := range headers {
+		headers[i] = d.proof(s.value())
+	}
+	next := 0
+	var req Request
+	n := testing.AllocsPerRun(1000, func() {
+		req.Token, req.Header = d.token, headers[next]
+		next++
+		if _, err := s.Check(context.Background(), &req, Rule{}, nil); err != nil {
+			t.Fatal(err)
+		}
+	})
+	if n > 2 {
+		t.Errorf("a check allocates %v times", n)
+	}
+}
