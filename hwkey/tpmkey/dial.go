@@ -26,6 +26,9 @@ func dial(ctx context.Context, addr string) (rw io.ReadWriteCloser, exclusive bo
 		if errors.Is(err, fs.ErrNotExist) || errors.Is(err, syscall.ECONNREFUSED) {
 			return nil, false, fmt.Errorf("no TPM listens on %s: is swtpm running? (%w)", addr, err)
 		}
+		if errors.Is(err, fs.ErrPermission) {
+			return nil, false, fmt.Errorf("no permission to use the TPM on %s: its socket belongs to another user (%w)", addr, err)
+		}
 		if err != nil {
 			return nil, false, fmt.Errorf("connecting to the TPM on %s: %w", addr, err)
 		}

@@ -36,13 +36,19 @@ func openPath(path string) (io.ReadWriteCloser, error) {
 	// Without os.OpenFile, which would make the descriptor non-blocking where
 	// it can: the driver answers a read that comes too early with no bytes.
 	fd, err := unix.Open(path, unix.O_RDWR|unix.O_CLOEXEC, 0)
-	switch {
-	case err == nil:
-		return os.NewFile(uintptr(fd), path), nil
-	case errors.Is(err, unix.EACCES), errors.Is(err, unix.EPERM):
-		return nil, fmt.Errorf("no permission to use the TPM at %s: join the group of its file (on most systems: sudo usermod -aG tss $USER) and log in again: %w", path, err)
-	case errors.Is(err, unix.EBUSY):
-		return nil, fmt.Errorf("the TPM is busy: another program holds %s; use /dev/tpmrm0, which programs can share: %w", path, err)
+	if err != nil {
+		return nil, deviceError(path, err)
 	}
-	return nil, fmt.Errorf("opening the TPM at %s: %w", path, err)
+	return os.NewFile(uintptr(fd), path), nil
+}
+
+// deviceError says what to do about an error of opening a device.
+func deviceError(path string, err error) error {
+	switch {
+	case errors.Is(err, unix.EACCES), errors.Is(err, unix.EPERM):
+		return fmt.Errorf("no permission to use the TPM at %s: join the group of its file (on most systems: sudo usermod -aG tss $USER) and log in again: %w", path, err)
+	case errors.Is(err, unix.EBUSY):
+		return fmt.Errorf("the TPM is busy: another program holds %s; use /dev/tpmrm0, which programs can share: %w", path, err)
+	}
+	return fmt.Errorf("opening the TPM at %s: %w", path, err)
 }
