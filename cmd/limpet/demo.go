@@ -238,7 +238,9 @@ func (d *demo) table() error {
 		}
 		fmt.Fprintf(w, "%s\t%s\t%s\t%s\t%s\n", r.who, r.tried, r.want, r.got, mark)
 	}
-	w.Flush()
+	if err := w.Flush(); err != nil {
+		return fmt.Errorf("demo: %w", err)
+	}
 	if wrong > 0 {
 		d.printf("\n%d of %d lines did not come out as they should.\n", wrong, len(d.results))
 		return silent(exitFailure)

@@ -30,7 +30,7 @@ func TestDemoTellsBrokenDefences(t *testing.T) {
 		t.Run(c.name, func(t *testing.T) {
 			t.Setenv("TMPDIR", t.TempDir())
 			var out bytes.Buffer
-			err := (&demo{rule: c.rule, out: &out}).run(t.Context())
+			err := (&demo{keeper: keeper{tpm: noTPM}, rule: c.rule, out: &out}).run(t.Context())
 			if !errors.Is(err, silent(exitFailure)) {
 				t.Errorf("error %v, want exit code 1", err)
 			}
@@ -81,7 +81,7 @@ func TestDemoInterrupted(t *testing.T) {
 	for _, words := range []string{"listens on", "device key", "registers", "A thief", "the token alone", "logs out"} {
 		t.Setenv("TMPDIR", t.TempDir())
 		ctx, cancel := context.WithCancel(t.Context())
-		err := (&demo{out: stopAt{words, cancel}}).run(ctx)
+		err := (&demo{keeper: keeper{tpm: noTPM}, out: stopAt{words, cancel}}).run(ctx)
 		if err == nil || err.Error() != "demo: interrupted" {
 			t.Errorf("at %q: error %v", words, err)
 		}

@@ -57,11 +57,11 @@ func (k *keeper) doctor(ctx context.Context, url string) error {
 		return errors.New("no keystore works on this machine")
 	}
 	if tpmErr != nil {
-		fmt.Println("\nlogins are bound to software keys (level software): a copy of the key file and\nwhat unlocks it is as good as the original")
+		_, err = fmt.Println("\nlogins are bound to software keys (level software): a copy of the key file and\nwhat unlocks it is as good as the original")
 	} else {
-		fmt.Println("\nlogins are bound to TPM keys (level hardware)")
+		_, err = fmt.Println("\nlogins are bound to TPM keys (level hardware)")
 	}
-	return nil
+	return err
 }
 
 // finding prints one line of the examination.
@@ -131,7 +131,11 @@ func (k *keeper) trySoftware(ctx context.Context) error {
 		return trySigning(ctx, ks)
 	}
 	// A trial must not decide what the directory will be locked with.
-	dir, err := os.MkdirTemp("", "limpet-doctor-")
+	parent := filepath.Dir(k.softDir())
+	if err := os.MkdirAll(parent, 0o700); err != nil {
+		return err
+	}
+	dir, err := os.MkdirTemp(parent, ".doctor-")
 	if err != nil {
 		return err
 	}

@@ -11,15 +11,22 @@ import (
 // stateDir returns the directory of everything that the command must find
 // again: $XDG_STATE_HOME/limpet, or the system's own place on Windows and macOS.
 func stateDir() (string, error) {
+	dir, err := findStateDir()
+	if err != nil {
+		return "", withHint(err, "set HOME or XDG_STATE_HOME")
+	}
+	return filepath.Join(dir, "limpet"), nil
+}
+
+func findStateDir() (string, error) {
 	if dir := os.Getenv("XDG_STATE_HOME"); filepath.IsAbs(dir) {
-		return filepath.Join(dir, "limpet"), nil
+		return dir, nil
 	}
 	if runtime.GOOS == "windows" || runtime.GOOS == "darwin" {
-		dir, err := os.UserConfigDir()
-		return filepath.Join(dir, "limpet"), err
+		return os.UserConfigDir()
 	}
 	home, err := os.UserHomeDir()
-	return filepath.Join(home, ".local", "state", "limpet"), err
+	return filepath.Join(home, ".local", "state"), err
 }
 
 // writeFile writes a file that only its owner can read, whole or not at all.

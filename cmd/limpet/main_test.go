@@ -31,6 +31,9 @@ func TestMain(m *testing.M) {
 	testscript.Main(m, map[string]func(){"limpet": main})
 }
 
+// noTPM is the TPM of the tests, lest they use this machine's.
+const noTPM = "unix:/nonexistent"
+
 func TestScript(t *testing.T) {
 	testscript.Run(t, testscript.Params{
 		Dir:                 "testdata/script",
@@ -40,6 +43,7 @@ func TestScript(t *testing.T) {
 			for _, dir := range []string{"HOME", "XDG_STATE_HOME", "XDG_CONFIG_HOME"} {
 				env.Setenv(dir, env.WorkDir+"/"+strings.ToLower(dir))
 			}
+			env.Setenv("LIMPET_TPM", noTPM)
 			env.Values["servers"] = make(map[string]*server)
 			return nil
 		},

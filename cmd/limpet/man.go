@@ -83,6 +83,11 @@ func manFlags(b *strings.Builder, title string, flags *pflag.FlagSet) {
 		if f.Shorthand != "" {
 			names = "-" + f.Shorthand + ", " + names
 		}
+		switch f.DefValue {
+		case "", "false", "0s", "[]":
+		default:
+			text += " (default " + f.DefValue + ")"
+		}
 		if isSetting(f) {
 			text += " [" + envName(f.Name) + "]"
 		}

@@ -57,6 +57,23 @@ same user can read those.
 		manCommand(),
 		versionCommand(),
 	)
+	// Cobra's own commands take an unknown name for a wish for help.
+	root.InitDefaultHelpCmd()
+	root.InitDefaultCompletionCmd()
+	for _, c := range root.Commands() {
+		switch c.Name() {
+		case "help":
+			c.Args = func(_ *cobra.Command, args []string) error {
+				about, rest, err := root.Find(args)
+				if err != nil {
+					return &usageError{err}
+				}
+				return onlyCommands(about, rest)
+			}
+		case "completion":
+			c.Args, c.RunE = onlyCommands, showHelp
+		}
+	}
 	return root
 }
 
@@ -66,20 +83,26 @@ func group(use, short, long string) *cobra.Command {
 		Use:   use,
 		Short: short,
 		Long:  long,
-		Args: func(cmd *cobra.Command, args []string) error {
-			if len(args) == 0 {
-				return nil
-			}
-			err := usage("unknown command %q", args[0])
-			if near := cmd.SuggestionsFor(args[0]); len(near) > 0 {
-				return withHint(err, "did you mean %s?", strings.Join(near, " or "))
-			}
-			return err
-		},
-		RunE:                       func(cmd *cobra.Command, _ []string) error { return cmd.Help() },
+		Args:  onlyCommands,
+		RunE:  showHelp,
+
 		SuggestionsMinimumDistance: 2,
 	}
 }
+
+// onlyCommands tells the first argument, which is not a subcommand of cmd.
+func onlyCommands(cmd *cobra.Command, args []string) error {
+	if len(args) == 0 {
+		return nil
+	}
+	err := usage("unknown command %q", args[0])
+	if near := cmd.SuggestionsFor(args[0]); len(near) > 0 {
+		return withHint(err, "did you mean %s?", strings.Join(near, " or "))
+	}
+	return err
+}
+
+func showHelp(cmd *cobra.Command, _ []string) error { return cmd.Help() }
 
 // exactly takes n arguments.
 func exactly(n int, what string) cobra.PositionalArgs {
@@ -103,6 +126,9 @@ type oneOf struct {
 func choiceVar(cmd *cobra.Command, value *string, name, usage string, words ...string) {
 	*value = words[0]
 	cmd.Flags().Var(&oneOf{value, words}, name, usage+": "+strings.Join(words, ", "))
+	if err := cmd.RegisterFlagCompletionFunc(name, cobra.FixedCompletions(words, cobra.ShellCompDirectiveNoFileComp)); err != nil {
+		panic(err) // no such flag, or twice
+	}
 }
 
 func (o *oneOf) String() string { return *o.value }

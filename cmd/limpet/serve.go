@@ -9,6 +9,7 @@ import (
 	"net"
 	"net/http"
 	"os"
+	"os/signal"
 	"time"
 
 	"github.com/spf13/cobra"
@@ -63,7 +64,8 @@ socket, by default PATH.admin beside the store.
   limpet serve --listen :443 --tls-cert cert.pem --tls-key key.pem --mode require
 
 SIGINT and SIGTERM end the server when the requests in flight are answered,
-after 10 seconds at the latest. SIGHUP loads the TLS certificate again.`,
+after 10 seconds at the latest. SIGHUP loads the TLS certificate again, if there is
+one.`,
 		Args: nothing,
 		RunE: func(cmd *cobra.Command, _ []string) error { return s.run(cmd.Context()) },
 	}
@@ -149,6 +151,9 @@ func (s *serve) run(ctx context.Context) (err error) {
 		return err
 	}
 	url := "http://" + listener.Addr().String()
+	if certificate == nil && hangup != nil {
+		signal.Ignore(hangup)
+	}
 	if certificate != nil {
 		defer certificate.watch(log)()
 		listener = tls.NewListener(listener, &tls.Config{GetCertificate: certificate.get, NextProtos: []string{"h2", "http/1.1"}})

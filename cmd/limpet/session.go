@@ -77,7 +77,10 @@ func dashed(args []string) []string {
 		_, err := limpet.ParseID(a)
 		return err == nil && a[0] == '-'
 	})
-	if i < 0 || args[0] != "session" || slices.Contains(args, "--") {
+	if i < 0 || slices.Contains(args, "--") {
+		return args
+	}
+	if at := slices.Index(args[:i], "session"); at < 0 || !slices.Contains(args[at:i], "revoke") {
 		return args
 	}
 	return slices.Concat(args[:i], args[i+1:], []string{"--", args[i]})

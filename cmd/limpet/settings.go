@@ -36,8 +36,14 @@ func envName(flag string) string {
 }
 
 // settle gives every setting of cmd that was not set by a flag its value from
-// the environment, or else from the settings file.
+// the environment, or else from the settings file. A command without settings
+// does not read the file.
 func settle(cmd *cobra.Command) error {
+	needed := false
+	cmd.Flags().VisitAll(func(f *pflag.Flag) { needed = needed || isSetting(f) })
+	if !needed {
+		return nil
+	}
 	file, err := readSettings(cmd)
 	if err != nil {
 		return err

@@ -101,6 +101,9 @@ func (a *Admin) do(ctx context.Context, method, target string) (*http.Response, 
 		return nil, fmt.Errorf("limpet: admin socket: %w", err)
 	}
 	resp, err := a.http.Do(req)
+	if e := (*url.Error)(nil); errors.As(err, &e) {
+		err = e.Err // without the URL, which is not the user's
+	}
 	if err != nil {
 		return nil, fmt.Errorf("limpet: admin socket: %w", err)
 	}

@@ -32,12 +32,11 @@ const (
 
 // Config is what a [Server] is made from. Store must be set.
 type Config struct {
-	Store   limpet.Store   // accounts and sessions
-	Rule    limpet.Rule    // for /authenticated and /logout
-	Routes  []limpet.Route // rules of their own
-	Lease   time.Duration  // see limpet.Config
-	SealKey []byte         // see limpet.Config
-	Logger  *slog.Logger   // default slog.Default()
+	Store   limpet.Store  // accounts and sessions
+	Rule    limpet.Rule   // for /authenticated and /logout
+	Lease   time.Duration // see limpet.Config
+	SealKey []byte        // see limpet.Config
+	Logger  *slog.Logger  // default slog.Default()
 }
 
 // Server serves /register, /login, /authenticated and /logout.
@@ -61,7 +60,6 @@ func New(cfg Config) (*Server, error) {
 		Session:  limpet.Bearer(),
 		Store:    cfg.Store,
 		Rule:     cfg.Rule,
-		Routes:   cfg.Routes,
 		Lease:    cfg.Lease,
 		Lifetime: lifetime,
 		SealKey:  cfg.SealKey,

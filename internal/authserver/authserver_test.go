@@ -402,6 +402,10 @@ func TestAdmin(t *testing.T) {
 	}
 	io.Copy(io.Discard, resp.Body)
 	resp.Body.Close()
+	srv.Close()
+	if err := admin.Revoke(t.Context(), limpet.ID{}); err == nil || strings.Contains(err.Error(), "http://") {
+		t.Errorf("without a server: %v", err)
+	}
 }
 
 // rewrite sends all requests to one address.
