@@ -140,10 +140,10 @@ func (g *Guard) prove(ctx context.Context, r *Request, s *session, rule Rule, no
 			return &proof.Refusal{Reason: proof.SessionEnded, Detail: "the session ended before its request"}
 		}
 		r.Message.Body = &c.body
-		defer func() { r.Message.Body = nil }()
 	}
 	policy := proof.Policy{Freshness: rule.Freshness, Window: window, Skew: skew}
 	key, err = proof.Verify(&r.Message, p, s.binding.device, key, now, policy)
+	r.Message.Body = nil // it is room of ours
 	if err != nil {
 		return err
 	}

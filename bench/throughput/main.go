@@ -50,20 +50,26 @@ func main() {
 	}
 }
 
+// A user has a session of its own, as the users of a real server have.
+type user struct {
+	token string
+	sign  func(value string) http.Header // nil: requests without a proof
+}
+
 // A peer is one server process and the client state to load it with.
 type peer struct {
 	variant string
 	addr    string
 	stop    func()
-	sign    func(value string) http.Header // nil: requests without a proof
-	cpu     []float64                      // µs per request, a round each
-	rate    []float64                      // requests per second, a round each
+	users   []user
+	cpu     []float64 // µs per request, a round each
+	rate    []float64 // requests per second, a round each
 }
 
 func measure(rounds, requests, connections int) error {
 	var peers []*peer
 	for _, variant := range []string{bare, guardHMAC, bareECDSA, guardECDSA} {
-		p, err := start(variant)
+		p, err := start(variant, connections)
 		if err != nil {
 			return err
 		}
@@ -88,7 +94,7 @@ func measure(rounds, requests, connections int) error {
 		}
 		fmt.Fprintf(os.Stderr, "round %d of %d\n", round, rounds)
 	}
-	fmt.Printf("%d rounds, %d connections, medians\n\n", rounds, connections)
+	fmt.Printf("%d rounds, %d connections with a session each, medians\n\n", rounds, connections)
 	fmt.Println("| server | CPU per request, µs | requests/s |")
 	fmt.Println("|---|---|---|")
 	for _, p := range peers {
@@ -116,13 +122,11 @@ func median(v []float64) float64 {
 	return (v[(len(v)-1)/2] + v[len(v)/2]) / 2
 }
 
-const token = "5UbLkmIlm0nEvlGjPCMbpvDnbjRxjLnFmy9gQ0hCJbw"
-
 var b64 = base64.StdEncoding.EncodeToString
 
 // login binds a session on the server to a new device key and introduces an
 // ephemeral key: ECDH if mac, else ECDSA.
-func (p *peer) login(mac bool) error {
+func (p *peer) login(token string, mac bool) error {
 	device, err := ecdsa.GenerateKey(elliptic.P256(), rand.Reader)
 	if err != nil {
 		return err
@@ -140,7 +144,7 @@ func (p *peer) login(mac bool) error {
 		return err
 	}
 	n := hwsign.BoundToken
-	if _, err := p.do("POST", "/login", http.Header{n.DeviceKey: {b64(devicePub)}, n.DeviceKeyType: {hwsign.TypeECDSA}}); err != nil {
+	if _, err := p.do("POST", "/login", token, http.Header{n.DeviceKey: {b64(devicePub)}, n.DeviceKeyType: {hwsign.TypeECDSA}}); err != nil {
 		return err
 	}
 	typeName := hwsign.TypeECDSA
@@ -148,7 +152,7 @@ func (p *peer) login(mac bool) error {
 		typeName = hwsign.TypeECDHLong
 	}
 	text, first := b64(ephemeralPub), value()
-	answer, err := p.do("GET", "/", http.Header{
+	answer, err := p.do("GET", "/", token, http.Header{
 		n.EphemeralKey: {text}, n.EphemeralType: {typeName}, n.EphemeralSig: {sign(device, text)},
 		n.Data: {first}, n.DataSig: {sign(ephemeral, first)},
 	})
@@ -168,13 +172,13 @@ func (p *peer) login(mac bool) error {
 			return b64(h.Sum(nil))
 		}
 	}
-	p.sign = func(value string) http.Header {
+	p.users = append(p.users, user{token, func(value string) http.Header {
 		return http.Header{n.EphemeralID: {id}, n.Data: {value}, n.DataSig: {tag(value)}}
-	}
+	}})
 	return nil
 }
 
-func (p *peer) do(method, path string, h http.Header) (http.Header, error) {
+func (p *peer) do(method, path, token string, h http.Header) (http.Header, error) {
 	r, err := http.NewRequest(method, "http://"+p.addr+path, nil)
 	if err != nil {
 		return nil, err
@@ -229,9 +233,10 @@ func value() string {
 func (p *peer) load(n, connections int) (cpu, elapsed time.Duration, err error) {
 	batches := make([][][]byte, connections)
 	for i := range n {
-		r := "GET /api HTTP/1.1\r\nHost: " + p.addr + "\r\nUser-Agent: throughput\r\nAccept: application/json\r\nAuthorization: Bearer " + token + "\r\n"
-		if p.sign != nil {
-			for name, v := range p.sign(value()) {
+		u := p.users[i%connections]
+		r := "GET /api HTTP/1.1\r\nHost: " + p.addr + "\r\nUser-Agent: throughput\r\nAccept: application/json\r\nAuthorization: Bearer " + u.token + "\r\n"
+		if u.sign != nil {
+			for name, v := range u.sign(value()) {
 				r += name + ": " + v[0] + "\r\n"
 			}
 		}

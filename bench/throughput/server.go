@@ -29,7 +29,7 @@ const (
 )
 
 // start runs this program as the server of a variant.
-func start(variant string) (*peer, error) {
+func start(variant string, users int) (*peer, error) {
 	self, err := os.Executable()
 	if err != nil {
 		return nil, err
@@ -50,9 +50,14 @@ func start(variant string) (*peer, error) {
 		return nil, fmt.Errorf("%s: the server did not start: %w", variant, err)
 	}
 	p := &peer{variant: variant, addr: strings.TrimSpace(addr), stop: stop}
-	if variant != bare {
+	for range users {
+		token := rand.Text() + rand.Text()[:17] // 43 characters, as 32 bytes in base64
+		if variant == bare {
+			p.users = append(p.users, user{token: token})
+			continue
+		}
 		// The bare ECDSA server ignores the proofs; it gets the same bytes.
-		if err := p.login(variant == guardHMAC); err != nil {
+		if err := p.login(token, variant == guardHMAC); err != nil {
 			stop()
 			return nil, fmt.Errorf("%s: %w", variant, err)
 		}
@@ -81,7 +86,7 @@ func runServer(variant string) error {
 	}
 	mux := http.NewServeMux()
 	mux.HandleFunc("POST /login", func(w http.ResponseWriter, r *http.Request) {
-		if err := guard.Bind(w, r, token, "alice"); err != nil {
+		if err := guard.Bind(w, r, strings.TrimPrefix(r.Header.Get("Authorization"), "Bearer "), "alice"); err != nil {
 			limpet.Refuse(w, err)
 		}
 	})
