@@ -88,7 +88,7 @@ func claims(claim []byte, digest *[sha256.Size]byte) bool {
 		_, err := hex.Decode(b[:], claim)
 		return err == nil && b == *digest
 	}
-	b, err := base64Encoding(claim).AppendDecode(nil, bytes.TrimRight(claim, "="))
+	b, err := AppendBase64(nil, claim)
 	return err == nil && len(b) == sha256.Size && [sha256.Size]byte(b) == *digest
 }
 
@@ -136,7 +136,7 @@ func separate(m *Message, p *Proof, device *PublicKey, policy Policy) error {
 	if policy.Freshness == BodyHash && claims(p.BodyClaim, m.Body) {
 		return nil
 	}
-	b, err := base64Encoding(p.Signed).AppendDecode(nil, bytes.TrimRight(p.Signed, "="))
+	b, err := AppendBase64(nil, p.Signed)
 	if err != nil {
 		return nil
 	}
@@ -147,12 +147,14 @@ func separate(m *Message, p *Proof, device *PublicKey, policy Policy) error {
 	return nil
 }
 
-// base64Encoding tells the alphabet of unpadded base64 text from its characters.
-func base64Encoding(text []byte) *base64.Encoding {
+// AppendBase64 appends the bytes that base64 text stands for: standard or URL
+// alphabet, padded or not. The error is encoding/base64's.
+func AppendBase64(dst, text []byte) ([]byte, error) {
+	enc := base64.RawStdEncoding
 	if bytes.IndexByte(text, '-') >= 0 || bytes.IndexByte(text, '_') >= 0 {
-		return base64.RawURLEncoding
+		enc = base64.RawURLEncoding
 	}
-	return base64.RawStdEncoding
+	return enc.AppendDecode(dst, bytes.TrimRight(text, "="))
 }
 
 // ReplayID appends what identifies this use of a key: the key that signed, the

@@ -11,7 +11,6 @@
 package hwsign
 
 import (
-	"bytes"
 	"encoding/base64"
 	"strconv"
 	"time"
@@ -185,14 +184,9 @@ func value(h map[string][]string, name string) (string, error) {
 	}
 }
 
-// decode appends the bytes of base64 text: standard or URL alphabet, padded or not.
+// decode appends the bytes of a header's base64 text.
 func decode(dst, text []byte) ([]byte, error) {
-	text = bytes.TrimRight(text, "=")
-	enc := base64.RawStdEncoding
-	if bytes.IndexByte(text, '-') >= 0 || bytes.IndexByte(text, '_') >= 0 {
-		enc = base64.RawURLEncoding
-	}
-	dst, err := enc.AppendDecode(dst, text)
+	dst, err := proof.AppendBase64(dst, text)
 	if err != nil {
 		return dst[:0], malformed("text that is not base64")
 	}
