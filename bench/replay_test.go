@@ -145,8 +145,8 @@ func runReplay(b *testing.B, newMemory func(int) nonces, live int) {
 	rate := live / window
 	const start = 1_000_000 // when the first nonce was signed
 	// The i-th nonce, which was signed in second start + i/rate.
+	var nonce [16]byte
 	spend := func(i int, now int64) bool {
-		var nonce [16]byte
 		binary.LittleEndian.PutUint64(nonce[:], uint64(i)*0x9e3779b97f4a7c15)
 		binary.LittleEndian.PutUint64(nonce[8:], uint64(i))
 		return m.spend(&nonce, start+int64(i/rate)+window, now)

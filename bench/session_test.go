@@ -9,6 +9,7 @@ import (
 	"fmt"
 	"net/http"
 	"net/http/httptest"
+	"os"
 	"path/filepath"
 	"runtime"
 	"testing"
@@ -45,14 +46,7 @@ func BenchmarkSession(b *testing.B) {
 				device, pub := newKey(b)
 
 				empty := live()
-				together(sessions, func(i int) {
-					r := httptest.NewRequest("POST", "/login", nil)
-					r.Header.Set(hwsign.BoundToken.DeviceKey, pub)
-					r.Header.Set(hwsign.BoundToken.DeviceKeyType, hwsign.TypeECDSA)
-					if err := guard.Bind(httptest.NewRecorder(), r, fmt.Sprint("token", i), fmt.Sprint("user", i)); err != nil {
-						b.Error(err)
-					}
-				})
+				together(sessions, func(i int) { bind(b, guard, pub, i) })
 				bound := live()
 				together(keys, func(i int) { introduce(b, app, device, fmt.Sprint("token", i)) })
 				used := live()
@@ -72,6 +66,63 @@ func BenchmarkSession(b *testing.B) {
 				})
 			}
 		})
+	}
+}
+
+// BenchmarkMillion logs a million users in on a boltstore, closes it, opens it
+// anew, and has one in a thousand of them introduce an ephemeral key.
+func BenchmarkMillion(b *testing.B) {
+	if os.Getenv("LIMPET_BENCH_LARGE") == "" {
+		b.Skip("set LIMPET_BENCH_LARGE=1: a million logins take minutes")
+	}
+	const sessions = 1_000_000
+	device, pub := newKey(b)
+	path := filepath.Join(b.TempDir(), "store.db")
+	open := func() (*boltstore.Store, *limpet.Guard) {
+		store, err := boltstore.Open(path, nil)
+		if err != nil {
+			b.Fatal(err)
+		}
+		guard, err := limpet.New(limpet.Config{Session: limpet.Bearer(), Store: store})
+		if err != nil {
+			b.Fatal(err)
+		}
+		return store, guard
+	}
+	for range b.N {
+		os.Remove(path)
+		store, guard := open()
+		began := time.Now()
+		together(sessions, func(i int) { bind(b, guard, pub, i) })
+		bound := time.Since(began)
+		if err := store.Close(); err != nil {
+			b.Fatal(err)
+		}
+		began = time.Now()
+		store, guard = open()
+		opened := time.Since(began)
+		app := guard.Protect(http.HandlerFunc(func(http.ResponseWriter, *http.Request) {}))
+		together(sessions/1000, func(i int) { introduce(b, app, device, fmt.Sprint("token", i*1000)) })
+		info, err := os.Stat(path)
+		if err != nil {
+			b.Fatal(err)
+		}
+		report(b, map[string]float64{
+			"ns/op":          each(bound, sessions),
+			"ms/open":        float64(opened.Microseconds()) / 1000,
+			"file-B/session": float64(info.Size()) / sessions,
+		})
+		store.Close()
+	}
+}
+
+// bind logs the i-th user in.
+func bind(b *testing.B, guard *limpet.Guard, pub string, i int) {
+	r := httptest.NewRequest("POST", "/login", nil)
+	r.Header.Set(hwsign.BoundToken.DeviceKey, pub)
+	r.Header.Set(hwsign.BoundToken.DeviceKeyType, hwsign.TypeECDSA)
+	if err := guard.Bind(httptest.NewRecorder(), r, fmt.Sprint("token", i), fmt.Sprint("user", i)); err != nil {
+		b.Error(err)
 	}
 }
 

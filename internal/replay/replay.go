@@ -87,9 +87,10 @@ func (t *Table) add(fp uint64, expires, now int64) (bool, error) {
 	if expires-s.now > MaxHorizon {
 		return false, ErrHorizon
 	}
-	b := s.bucket(expires)
+	b, at := s.bucket(expires), 0
 	if b != nil {
-		if _, found := b.find(fp); found {
+		var found bool
+		if at, found = b.find(fp); found {
 			return false, nil
 		}
 	}
@@ -99,8 +100,9 @@ func (t *Table) add(fp uint64, expires, now int64) (bool, error) {
 	}
 	if b == nil {
 		b = s.newBucket(expires)
+		at, _ = b.find(fp)
 	}
-	b.insert(fp)
+	b.insert(fp, at)
 	return true, nil
 }
 
@@ -228,9 +230,9 @@ func (b *bucket) find(fp uint64) (i int, found bool) {
 	return i, false
 }
 
-// insert adds fp, which is not there yet. Growing by half, and not to a power
-// of two, keeps between 10 and 15 bytes a value.
-func (b *bucket) insert(fp uint64) {
+// insert adds fp, which belongs in slot at, where find did not see it. Growing
+// by half, and not to a power of two, keeps between 10 and 15 bytes a value.
+func (b *bucket) insert(fp uint64, at int) {
 	if (b.n+1)*5 > len(b.slots)*4 {
 		old := b.slots
 		b.slots = make([]uint64, len(old)*3/2)
@@ -240,9 +242,9 @@ func (b *bucket) insert(fp uint64) {
 				b.slots[i] = f
 			}
 		}
+		at, _ = b.find(fp)
 	}
-	i, _ := b.find(fp)
-	b.slots[i] = fp
+	b.slots[at] = fp
 	b.n++
 }
 

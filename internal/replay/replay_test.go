@@ -159,7 +159,9 @@ func TestSpread(t *testing.T) {
 	r := rand.New(rand.NewPCG(7, 8))
 	b := &bucket{slots: make([]uint64, 8)}
 	for range 10_000 {
-		b.insert(uint64(0b10110)<<(64-shardBits) | r.Uint64()>>shardBits)
+		fp := uint64(0b10110)<<(64-shardBits) | r.Uint64()>>shardBits
+		at, _ := b.find(fp)
+		b.insert(fp, at)
 	}
 	const parts = 16
 	var used [parts]int
