@@ -7,6 +7,7 @@ import (
 	"crypto/elliptic"
 	"crypto/rsa"
 	"crypto/sha256"
+	"crypto/sha512"
 	"crypto/x509"
 	"encoding/base64"
 	"errors"
@@ -86,7 +87,7 @@ func NewPublicKey(alg Algorithm, pub crypto.PublicKey) (*PublicKey, error) {
 		}
 		return &PublicKey{alg: alg, ec: pub, enc: b}, nil
 	case *rsa.PublicKey:
-		if alg != RSAPSS && alg != RSAPKCS1 {
+		if alg != RSAPSS && alg != RSAPKCS1 && alg != RSAPSSSHA512 {
 			break
 		}
 		return newRSAKey(alg, pub)
@@ -191,6 +192,8 @@ func (k *PublicKey) Verify(message, sig []byte) bool {
 	case RSAPKCS1:
 		sum := sha256.Sum256(message)
 		return rsa.VerifyPKCS1v15(k.rsa, crypto.SHA256, sum[:], sig) == nil
+	case RSAPSSSHA512:
+		return k.VerifyExact(RSAPSSSHA512, message, sig)
 	}
 	return false
 }
@@ -209,6 +212,42 @@ func couldBeDigest(message []byte) bool {
 		}
 	}
 	return false
+}
+
+// VerifyExact is Verify in the one form that standards give an algorithm
+// (RFC 9421, 3.3; RFC 7518, 3): ECDSA as r‖s, PureEdDSA, PSS with a salt as long
+// as the hash. An RSA key verifies with any RSA algorithm, an agreement key with
+// none.
+func (k *PublicKey) VerifyExact(alg Algorithm, message, sig []byte) bool {
+	switch {
+	case alg == Ed25519 && k.alg == Ed25519:
+		return len(sig) == ed25519.SignatureSize && ed25519.Verify(k.ed, message, sig)
+	case alg == ECDSAP256 && k.alg == ECDSAP256:
+		if len(sig) != len(ecdsaSignature{}) {
+			return false
+		}
+		sum := sha256.Sum256(message)
+		rs := ecdsaSignature(sig)
+		return rs.verify(k.ec, sum[:])
+	case k.rsa == nil:
+		return false
+	case alg == RSAPSS:
+		sum := sha256.Sum256(message)
+		return rsa.VerifyPSS(k.rsa, crypto.SHA256, sum[:], sig, &rsa.PSSOptions{SaltLength: rsa.PSSSaltLengthEqualsHash}) == nil
+	case alg == RSAPSSSHA512:
+		sum := sha512.Sum512(message)
+		return rsa.VerifyPSS(k.rsa, crypto.SHA512, sum[:], sig, &rsa.PSSOptions{SaltLength: rsa.PSSSaltLengthEqualsHash}) == nil
+	case alg == RSAPKCS1:
+		sum := sha256.Sum256(message)
+		return rsa.VerifyPKCS1v15(k.rsa, crypto.SHA256, sum[:], sig) == nil
+	}
+	return false
+}
+
+// ID names an agreement key of a server.
+func (k *PublicKey) ID() KeyID {
+	sum := sha256.Sum256(k.enc)
+	return KeyID(sum[:])
 }
 
 // canonical appends the one form of sig that all its re-encodings share, so

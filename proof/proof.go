@@ -15,24 +15,44 @@ import (
 // whatever a proxy did to it undone.
 type Message struct {
 	Method    string
-	Authority string              // host, and port unless it is the scheme's default
+	Scheme    string              // "https" or "http"; "" if the client's is not known, as behind a proxy that ends TLS
+	Authority string              // host and port, as the function Authority writes them
 	Path      string              // as sent, percent-encoded
 	RawQuery  string              // as sent, without "?"
 	Header    map[string][]string // keys in the canonical form of net/http
+	HasBody   bool                // there is one, or may be
 	Body      *[sha256.Size]byte  // SHA-256 of the body; nil if it was not read
+
+	// Session is the SHA-256 of the request's session token; zero at a login.
+	// InCookie tells that it came in a cookie, not in Authorization.
+	Session  [sha256.Size]byte
+	InCookie bool
+
+	// ChannelKey returns the key that an agreed key becomes on the request's TLS
+	// connection, see [MACKey.OnChannel]. It is nil where TLS ends elsewhere.
+	ChannelKey func(*EphemeralKey) (*MACKey, error)
 }
 
 // Proof is what one request carries to show possession. A wire's Extract fills
 // it in; nothing in it is to be believed before [Verify] returns nil.
 type Proof struct {
-	KeyID      string      // names a known ephemeral key; empty if Delegation introduces one
-	Delegation *Delegation // the ephemeral key it introduces; nil if KeyID names one
-	Signed     []byte      // the bytes that Signature covers
-	Signature  []byte
+	// One of these says whose key made the proof. A proof with both KeyID and
+	// Delegation introduces the key if the verifier does not know it.
+	KeyID      string      // names an ephemeral key
+	Delegation *Delegation // introduces one
+	Key        *PublicKey  // is the key, which must be the device key itself
+
+	Algorithm Algorithm // what it says it is made with, in that one form; 0 if only the key tells, in any form peers write
+	Signed    []byte    // the bytes that Signature covers
+	Signature []byte
 
 	Time      time.Time // when it says it was made; zero if it does not
-	Random    int       // characters in Signed that tell it from others made at the same time
+	Random    int       // characters that tell it from others made at the same time
+	Nonce     []byte    // what may be used once; nil for Signed as a whole
 	BodyClaim []byte    // SHA-256 that it claims the body has: 32 bytes, or their hex or base64; nil if none
+	Digest    bool      // BodyClaim is the digest of the body in any case, and must be compared
+	Challenge string    // the server's value that it covers; "" if none
+	Channel   bool      // it is made with the key of this TLS connection, see Message.ChannelKey
 
 	// Scratch is room for a wire's Extract. A caller that reuses a Proof for
 	// many requests keeps the capacity of Scratch, Signed and Signature.
@@ -57,10 +77,30 @@ type Delegation struct {
 	Signed    []byte    // the bytes that Signature covers
 	Signature []byte    // by the device key
 
+	// Scope is what the signed bytes say the delegation is good for. It is nil
+	// on wires whose delegations name nothing but the key.
+	Scope *Scope
+
 	// ProofBy says whose key makes the Proof that comes with the delegation:
 	// the ephemeral key or, on one dialect of hw-sign, the device key.
 	ProofBy Signer
 }
+
+// Scope is what a delegation is good for.
+type Scope struct {
+	NotBefore time.Time
+	Expires   time.Time
+	Session   [sha256.Size]byte // SHA-256 of the session token
+	Audience  string            // the authority of the requests, as Message has it
+
+	// Server names the server's key that the client has agreed an HMAC key
+	// with, see [PublicKey.ID]. It is not signed: the key that is agreed
+	// depends on it. Zero for signing keys.
+	Server KeyID
+}
+
+// KeyID names an agreement key of a server: 16 bytes of the SHA-256 of its point.
+type KeyID [16]byte
 
 // Introduced is what a peer is told about the ephemeral key it introduced.
 type Introduced struct {
@@ -69,10 +109,19 @@ type Introduced struct {
 	Expires time.Time  // end of the lease
 }
 
+// Server is what a server says of itself to clients.
+type Server struct {
+	Key        *PublicKey    // for key agreement
+	KeyExpires time.Time     // when it takes no more new agreements with Key
+	Lease      time.Duration // the longest life of an ephemeral key
+	Challenge  string        // the value that proofs must cover where a route wants that
+}
+
 // Offer is the device key that a login request brings.
 type Offer struct {
 	Key   *PublicKey
-	Level Level // what the client says keeps the key: Hardware or Software
+	Level Level  // what the client says keeps the key: Hardware or Software
+	Proof *Proof // over the login request, by Key; nil on wires that have none
 }
 
 // Wire is a protocol that carries proofs in HTTP headers.
@@ -82,12 +131,21 @@ type Wire interface {
 	Offer(m *Message) (*Offer, error)
 
 	// Extract reads the request's proof into p and reports whether there is
-	// one. It checks form only. An error is a *Refusal.
+	// one. It checks form, and what the proof says of the request, only. An
+	// error is a *Refusal.
 	Extract(m *Message, p *Proof) (found bool, err error)
 
-	// Answer adds to the response headers what the peer needs to know about
-	// the key that its request m introduced.
-	Answer(m *Message, response map[string][]string, k Introduced)
+	// Bound adds to the answer of a login that this wire's Offer bound.
+	Bound(response map[string][]string, session [sha256.Size]byte, s *Server)
+
+	// Admitted adds to the answer of a request that this wire's proof admitted.
+	// k is the ephemeral key it introduced, nil if none; challenge is the
+	// server's, "" if the route wants none.
+	Admitted(m *Message, response map[string][]string, k *Introduced, challenge string)
+
+	// Refused adds to the answer of a request that is refused with 401, by
+	// whichever wire, what a peer of this wire must know to do better.
+	Refused(m *Message, response map[string][]string, reason Reason, s *Server)
 }
 
 // Signer says which of a session's keys may have made a signature.
@@ -144,6 +202,15 @@ type Policy struct {
 	Freshness Freshness
 	Window    time.Duration // how old a proof may be
 	Skew      time.Duration // how far in the future its time may lie
+
+	Challenges []string // one of which the proof must cover; none if empty
+	Channel    bool     // it must be made with the key of its TLS connection
+
+	// Lease is the longest life of a delegation with a Scope.
+	Lease time.Duration
+	// Agree returns the HMAC key that a verified delegation with a Scope, of
+	// the agreement key ephemeral, stands for. An error is a *Refusal.
+	Agree func(d *Delegation, ephemeral *PublicKey) (*MACKey, error)
 }
 
 // minRandom is how many random characters StrictNonce asks for: 16 characters

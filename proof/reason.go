@@ -6,16 +6,18 @@ package proof
 type Reason string
 
 const (
-	Required   Reason = "proof_required"   // a bound session came without a proof: send one
-	Malformed  Reason = "proof_malformed"  // the proof or key cannot be read: a bug in the client
-	Invalid    Reason = "proof_invalid"    // the proof does not hold: log in again
-	KeyUnknown Reason = "key_unknown"      // the ephemeral key is not known, or its lease is over: introduce one
-	ClockSkew  Reason = "clock_skew"       // the proof's time is outside the window: set the clock
-	NonceSpent Reason = "nonce_spent"      // this value was used before: make a new one
-	NonceWeak  Reason = "nonce_required"   // the route wants a time and a random part in the value
-	BodyDiffer Reason = "body_mismatch"    // the proof does not cover this body
-	BodyLarge  Reason = "body_too_large"   // the body is over what the route reads to hash it
-	TooLarge   Reason = "header_too_large" // a proof's header or the session token is over 8 KiB
+	Required   Reason = "proof_required"     // a bound session came without a proof: send one
+	Malformed  Reason = "proof_malformed"    // the proof or key cannot be read: a bug in the client
+	Invalid    Reason = "proof_invalid"      // the proof does not hold: log in again
+	KeyUnknown Reason = "key_unknown"        // the ephemeral key is not known, or its lease is over: introduce one
+	ClockSkew  Reason = "clock_skew"         // the proof's time is outside the window: set the clock
+	NonceSpent Reason = "nonce_spent"        // this value was used before: make a new one
+	NonceWeak  Reason = "nonce_required"     // the route wants a time and a random part in the value
+	BodyDiffer Reason = "body_mismatch"      // the proof does not cover this body
+	BodyLarge  Reason = "body_too_large"     // the body is over what the route reads to hash it
+	Stale      Reason = "challenge_required" // the proof must cover the server's current challenge
+	NoChannel  Reason = "channel_required"   // the proof must be made with the key of its TLS connection
+	TooLarge   Reason = "header_too_large"   // a proof's header or the session token is over 8 KiB
 
 	SessionRequired Reason = "session_required" // no session token, and the route wants a bound session
 	SessionUnbound  Reason = "session_unbound"  // the session is not bound, and the route wants a bound one
@@ -66,6 +68,10 @@ func (r Reason) Message() string {
 		return "this route needs a nonce: a time and a random part in the signed value"
 	case BodyDiffer:
 		return "the proof does not cover this body"
+	case Stale:
+		return "the proof must cover the server's current challenge"
+	case NoChannel:
+		return "the proof must be bound to its TLS connection"
 	case BodyLarge:
 		return "the body is larger than this route reads"
 	case TooLarge:

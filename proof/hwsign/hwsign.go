@@ -11,6 +11,7 @@
 package hwsign
 
 import (
+	"crypto/sha256"
 	"encoding/base64"
 	"strconv"
 	"time"
@@ -133,12 +134,12 @@ func delegation(h map[string][]string, n *Names, key string) (*proof.Delegation,
 	return &proof.Delegation{Algorithm: d.alg, Key: enc, Signed: []byte(key), Signature: sig, ProofBy: d.proofBy}, nil
 }
 
-// Answer tells the client its key's id, its expiry and, after a key agreement,
+// Admitted tells the client its key's id, its expiry and, after a key agreement,
 // the server's half in the encoding of the client's dialect.
-func (Wire) Answer(m *proof.Message, response map[string][]string, k proof.Introduced) {
+func (Wire) Admitted(m *proof.Message, response map[string][]string, k *proof.Introduced, _ string) {
 	n, err := spelling(m.Header)
-	if err != nil {
-		return // Extract refused this request
+	if k == nil || err != nil {
+		return // Extract refused a request with an error
 	}
 	response[n.EphemeralID] = []string{k.ID}
 	response[n.EphemeralExpire] = []string{strconv.FormatInt(k.Expires.Unix(), 10)}
@@ -154,6 +155,12 @@ func (Wire) Answer(m *proof.Message, response map[string][]string, k proof.Intro
 	}
 	response[n.EphemeralKey] = []string{base64.StdEncoding.EncodeToString(enc)}
 }
+
+// Bound adds nothing: the wire has no word for it.
+func (Wire) Bound(map[string][]string, [sha256.Size]byte, *proof.Server) {}
+
+// Refused adds nothing: the wire has no word for it.
+func (Wire) Refused(*proof.Message, map[string][]string, proof.Reason, *proof.Server) {}
 
 // spelling tells which prefix a request uses; the newer one if neither. A
 // value under each prefix could be read in two ways and is refused.

@@ -212,7 +212,7 @@ func TestDelegationCoversTheTextAsSent(t *testing.T) {
 	}
 }
 
-func TestAnswer(t *testing.T) {
+func TestAdmitted(t *testing.T) {
 	_, spki := newKey(t)
 	der, _ := base64.StdEncoding.DecodeString(spki)
 	server, err := proof.ParsePublicKey(proof.HMACSHA256, der)
@@ -223,7 +223,7 @@ func TestAnswer(t *testing.T) {
 		for typeName, want := range map[string][]byte{"ecdh": server.Bytes(), "ECDH": server.Bytes(), "ecdh-p256": der} {
 			response := http.Header{}
 			m := proof.Message{Header: header(n.Data, "1", n.EphemeralType, typeName)}
-			Wire{}.Answer(&m, response, proof.Introduced{ID: "id", Server: server, Expires: time.Unix(1764000900, 0)})
+			Wire{}.Admitted(&m, response, &proof.Introduced{ID: "id", Server: server, Expires: time.Unix(1764000900, 0)}, "")
 			got, _ := base64.StdEncoding.DecodeString(response.Get(n.EphemeralKey))
 			if !bytes.Equal(got, want) || response.Get(n.EphemeralID) != "id" || response.Get(n.EphemeralExpire) != "1764000900" || len(response) != 3 {
 				t.Errorf("%s: %v", typeName, response)
@@ -231,7 +231,7 @@ func TestAnswer(t *testing.T) {
 		}
 		response := http.Header{}
 		m := proof.Message{Header: header(n.Data, "1", n.EphemeralType, "ecdsa")}
-		Wire{}.Answer(&m, response, proof.Introduced{ID: "id", Expires: time.Unix(1, 0)})
+		Wire{}.Admitted(&m, response, &proof.Introduced{ID: "id", Expires: time.Unix(1, 0)}, "")
 		if _, ok := response[n.EphemeralKey]; ok {
 			t.Error("a server key for a signing key")
 		}
