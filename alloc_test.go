@@ -6,6 +6,8 @@ import (
 	"context"
 	"net/http"
 	"testing"
+
+	"github.com/limpet-auth/limpet/proof"
 )
 
 // The hot path, a request with an HMAC proof, allocates next to nothing.
@@ -21,6 +23,29 @@ func TestCheckAllocates(t *testing.T) {
 	var req Request
 	n := testing.AllocsPerRun(1000, func() {
 		req.Token, req.Header = d.token, headers[next]
+		next++
+		if _, err := s.Check(context.Background(), &req, Rule{}, nil); err != nil {
+			t.Fatal(err)
+		}
+	})
+	if n > 2 {
+		t.Errorf("a check allocates %v times", n)
+	}
+}
+
+// So does a request on Limpet's own wire.
+func TestCheckAllocatesOnHTTPSig(t *testing.T) {
+	s := newSite(t, Config{})
+	h := s.hold("5UbLkmIlm0nEvlGjPCMbpvDnbjRxjLnFmy9gQ0hCJbw")
+	expect(t, "introduction", h.get(true), "")
+	messages := make([]proof.Message, 1200)
+	for i := range messages {
+		messages[i] = messageOf(h.request("GET", "/me?x=1", "", false))
+	}
+	next := 0
+	var req Request
+	n := testing.AllocsPerRun(1000, func() {
+		req.Message, req.Token = messages[next], h.token
 		next++
 		if _, err := s.Check(context.Background(), &req, Rule{}, nil); err != nil {
 			t.Fatal(err)

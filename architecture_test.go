@@ -14,7 +14,10 @@ import (
 // through others, and no more.
 var imports = map[string][]string{
 	"proof":                 {},
+	"proof/httpsig":         {"proof"},
 	"proof/hwsign":          {"proof"},
+	"proof/dpop":            {"proof"},
+	"oauth":                 {"proof"},
 	"internal/replay":       {},
 	"store/memstore":        {"internal/replay"},
 	"store/boltstore":       {"internal/replay"},
@@ -22,15 +25,15 @@ var imports = map[string][]string{
 	"hwkey/internal/keydir": {"hwkey"},
 	"hwkey/softkey":         {"hwkey", "hwkey/internal/keydir"},
 	"hwkey/tpmkey":          {"hwkey", "hwkey/internal/keydir"},
-	"":                      {"proof", "proof/hwsign"},
-	"client":                {"hwkey", "proof", "proof/hwsign"},
-	"limpettest":            {"", "hwkey", "proof", "proof/hwsign"},
-	"internal/authserver":   {"", "proof", "proof/hwsign"},
+	"":                      {"proof", "proof/httpsig", "proof/hwsign", "proof/dpop"},
+	"client":                {"hwkey", "proof", "proof/httpsig", "proof/hwsign", "proof/dpop"},
+	"limpettest":            {"", "hwkey", "proof", "proof/httpsig", "proof/hwsign", "proof/dpop"},
+	"internal/authserver":   {"", "proof", "proof/httpsig", "proof/hwsign", "proof/dpop"},
 	"cmd/limpet":            {"*"},
 }
 
 // The library must not drag heavy modules into its users' builds.
-var light = []string{"", "proof", "proof/hwsign", "client", "hwkey", "store/memstore"}
+var light = []string{"", "proof", "proof/httpsig", "proof/hwsign", "proof/dpop", "client", "hwkey", "store/memstore"}
 
 const module = "github.com/limpet-auth/limpet"
 

@@ -3,8 +3,10 @@ package limpet
 import (
 	"context"
 	"crypto/sha256"
+	"crypto/tls"
 	"errors"
 	"log/slog"
+	"net/http"
 	"sync"
 	"time"
 
@@ -18,11 +20,20 @@ type Request struct {
 
 	tokenErr error // why there is no Token to be had
 
+	// TLS is the connection the request came on, nil if TLS ends elsewhere or
+	// there is none.
+	TLS *tls.ConnectionState
+
 	// Body returns the SHA-256 of the request's body, which it must be able to
 	// read again for the app, or a *[proof.Refusal]. It is called at most once,
-	// if the rule asks for it. nil means that the body cannot be seen: a rule
-	// with policy BodyHash then refuses.
+	// if rule or proof ask for it. nil means that the body cannot be seen: a rule
+	// with policy BodyHash then refuses, and a digest that the proof covers is
+	// not compared.
 	Body func() ([sha256.Size]byte, error)
+
+	// Digest is set by Check if the caller must compare it with the SHA-256 of
+	// the body, which the rule's StreamBody left to it.
+	Digest *[sha256.Size]byte
 }
 
 // unbound is the binding of every session that has none.
@@ -45,6 +56,7 @@ func (g *Guard) Check(ctx context.Context, r *Request, rule Rule, response map[s
 	if rule.Mode == Observe {
 		verdict = "would refuse"
 	}
+	r.Digest = nil
 	g.cfg.Logger.LogAttrs(ctx, slog.LevelInfo, "limpet: "+verdict,
 		slog.String("reason", string(refusal.Reason)),
 		slog.String("why", refusal.Error()),
@@ -52,6 +64,13 @@ func (g *Guard) Check(ctx context.Context, r *Request, rule Rule, response map[s
 		slog.String("path", r.Path))
 	if rule.Mode == Observe {
 		return unbound, nil
+	}
+	if status(refusal.Reason) == http.StatusUnauthorized && response != nil {
+		if s, err := g.server.describe(g.now()); err == nil {
+			for _, wire := range wires {
+				wire.Refused(&r.Message, response, refusal.Reason, s)
+			}
+		}
 	}
 	return nil, refusal
 }
@@ -69,20 +88,30 @@ func (g *Guard) check(ctx context.Context, r *Request, rule Rule, response map[s
 	if len(r.Token) > maxToken {
 		return nil, &proof.Refusal{Reason: proof.TooLarge, Detail: "a session token over 8 KiB"}
 	}
-	s, err := g.session(ctx, g.cfg.Session.ID(r.Token))
+	r.Session, r.InCookie = g.cfg.Session.ID(r.Token), g.cfg.Session.cookie != ""
+	s, err := g.session(ctx, r.Session)
 	if err != nil {
 		return nil, err
 	}
 	now := g.now()
+	if s == nil && g.cfg.Tokens != nil {
+		if s, err = g.confirmed(ctx, r); err != nil {
+			return nil, err
+		}
+	}
 	switch {
 	case s == nil:
 		if rule.Mode != Prefer || !None.AtLeast(rule.MinLevel) {
 			return nil, &proof.Refusal{Reason: proof.SessionUnbound, Detail: "the session is not known"}
 		}
 		return unbound, nil
-	case !s.binding.alive(now):
+	case s.key != "" && !s.binding.alive(now): // others' tokens are not ours to judge
 		return nil, &proof.Refusal{Reason: proof.SessionEnded, Detail: "the session is over or was revoked"}
-	case s.binding.device == nil:
+	case s.certificate != nil && !s.certified(r.TLS):
+		return nil, &proof.Refusal{Reason: proof.Required, Detail: "the token is bound to another client certificate"}
+	case s.certificate != nil && s.thumbprint == nil:
+		// The handshake was the proof.
+	case !s.bound():
 		if rule.Mode != Prefer {
 			return nil, &proof.Refusal{Reason: proof.SessionUnbound, Detail: "the session has no device key"}
 		}
@@ -99,33 +128,50 @@ func (g *Guard) check(ctx context.Context, r *Request, rule Rule, response map[s
 
 // checking is the room that one check needs, reused between requests.
 type checking struct {
-	proof proof.Proof
-	id    []byte
-	body  [sha256.Size]byte
+	proof  proof.Proof
+	id     []byte
+	body   [sha256.Size]byte
+	secret []byte // agreed just now; nil if none was
 }
 
 var checkings = sync.Pool{New: func() any { return new(checking) }}
 
+func (c *checking) release() {
+	clear(c.secret)
+	c.secret = nil
+	checkings.Put(c)
+}
+
 // prove checks the proof that a request of a bound session must bring.
 func (g *Guard) prove(ctx context.Context, r *Request, s *session, rule Rule, now time.Time, response map[string][]string) error {
 	c := checkings.Get().(*checking)
-	defer checkings.Put(c)
-	p := &c.proof
+	defer c.release()
+	p, m := &c.proof, &r.Message
 	p.Reset()
 
-	wire, err := extract(&r.Message, p)
+	wire, err := extract(m, p)
 	if err != nil {
 		return err
 	}
 	if wire == nil {
 		return &proof.Refusal{Reason: proof.Required, Detail: "a bound session without a proof"}
 	}
+	device := s.deviceFor(p)
+	if device == nil {
+		return &proof.Refusal{Reason: proof.Invalid, Detail: "the access token is bound to another key"}
+	}
 	var known *ephemeral
 	var key *proof.EphemeralKey
-	if p.Delegation == nil {
+	if p.KeyID != "" {
 		if known, err = g.ephemeralKey(ctx, s, p.KeyID); err != nil {
 			return err
 		}
+	}
+	switch {
+	case known == nil:
+	case p.Delegation != nil && !now.Before(known.key.Expires):
+		known = nil
+	default:
 		key = &known.key
 	}
 	if rule.Freshness == BodyHash && r.Body != nil {
@@ -134,38 +180,135 @@ func (g *Guard) prove(ctx context.Context, r *Request, s *session, rule Rule, no
 		}
 		// The body may have been hours on its way.
 		now = g.now()
-		if again, err := g.session(ctx, s.id); err != nil {
+		if err := g.stillAlive(ctx, s, now); err != nil {
 			return err
-		} else if again == nil || !again.binding.alive(now) {
-			return &proof.Refusal{Reason: proof.SessionEnded, Detail: "the session ended before its request"}
 		}
-		r.Message.Body = &c.body
+		m.Body = &c.body
 	}
-	policy := proof.Policy{Freshness: rule.Freshness, Window: window, Skew: skew}
-	key, err = proof.Verify(&r.Message, p, s.binding.device, key, now, policy)
-	r.Message.Body = nil // it is room of ours
+	if p.Channel && r.TLS != nil {
+		m.ChannelKey = g.channelKey(r.TLS)
+	}
+	policy := proof.Policy{Freshness: rule.Freshness, Window: window, Skew: skew, Channel: rule.Channel}
+	if rule.Challenge {
+		policy.Challenges = g.server.challengesAt(now).values[:]
+	}
+	if p.Delegation != nil && known == nil {
+		policy.Lease, policy.Agree = g.cfg.Lease, g.agreeing(c, now)
+	}
+	key, err = proof.Verify(m, p, device, key, now, policy)
+	hashed := m.Body != nil
+	m.Body = nil // it is room of ours
 	if err != nil {
 		return err
 	}
-	if known != nil {
-		if p.Time.IsZero() && byDevice(p, s) {
-			// Its lease can be renewed, so the end of it is no end for the value.
-			return &proof.Refusal{Reason: proof.NonceWeak, Detail: "a value by the device key itself without a time"}
+	introduced, err := g.admit(ctx, c, s, known, key, rule, now)
+	if err != nil {
+		return err
+	}
+	if p.Digest && !hashed {
+		if err := g.compareBody(ctx, r, c, s, rule); err != nil {
+			return err
 		}
-		_, err := g.spend(ctx, c, s, key, rule)
-		return err
 	}
-	key.ID = fingerprint(s.id, key.Public)
-	key.Expires = now.Add(g.cfg.Lease).Truncate(time.Second)
-	if known, err = g.admitIntroduction(ctx, c, s, key, rule, now); err != nil {
-		return err
+	challenge := ""
+	if rule.Challenge {
+		challenge = g.server.challengesAt(now).current()
 	}
-	wire.Answer(&r.Message, response, proof.Introduced{ID: known.wireID(), Server: known.server, Expires: known.key.Expires})
+	if response != nil && (introduced != nil || challenge != "") {
+		wire.Admitted(m, response, introduced, challenge)
+	}
 	return nil
 }
 
-// admitIntroduction spends the value of a verified introduction and gives its
-// key a slot.
+// agreeing returns a [proof.Policy].Agree that leaves the secret in c.
+func (g *Guard) agreeing(c *checking, now time.Time) func(*proof.Delegation, *proof.PublicKey) (*proof.MACKey, error) {
+	return func(d *proof.Delegation, ephemeral *proof.PublicKey) (mac *proof.MACKey, err error) {
+		if c.secret, err = g.server.agree(d, ephemeral, now); err != nil {
+			return nil, err
+		}
+		return proof.NewMACKey(c.secret), nil
+	}
+}
+
+// admit spends the value of a verified proof. It returns the ephemeral key that
+// the proof introduced, nil if none.
+func (g *Guard) admit(ctx context.Context, c *checking, s *session, known *ephemeral, key *proof.EphemeralKey, rule Rule, now time.Time) (*proof.Introduced, error) {
+	p := &c.proof
+	switch {
+	case known != nil:
+		if p.Time.IsZero() && byDevice(p, s) {
+			// Its lease can be renewed, so the end of it is no end for the value.
+			return nil, &proof.Refusal{Reason: proof.NonceWeak, Detail: "a value by the device key itself without a time"}
+		}
+		fallthrough
+	case p.Key != nil:
+		_, err := g.spend(ctx, c, s, key, rule)
+		return nil, err
+	case p.Delegation.Scope != nil:
+		if _, err := g.spend(ctx, c, s, key, rule); err != nil {
+			return nil, err
+		}
+		defer g.lockDevice(s).Unlock()
+		e, err := g.place(ctx, s, key, c.secret, now)
+		if err != nil {
+			return nil, err
+		}
+		return &proof.Introduced{ID: e.key.ID, Expires: e.key.Expires}, nil
+	}
+	key.ID = fingerprint(s.id, key.Public)
+	key.Expires = now.Add(g.cfg.Lease).Truncate(time.Second)
+	e, err := g.admitIntroduction(ctx, c, s, key, rule, now)
+	if err != nil {
+		return nil, err
+	}
+	return &proof.Introduced{ID: e.wireID(), Server: e.server, Expires: e.key.Expires}, nil
+}
+
+// compareBody compares the body of an admitted request with the digest that its
+// proof covers, before the app sees any of it; or leaves that to the caller.
+func (g *Guard) compareBody(ctx context.Context, r *Request, c *checking, s *session, rule Rule) error {
+	digest := [sha256.Size]byte(c.proof.BodyClaim)
+	switch {
+	case !r.HasBody:
+		if digest != emptyDigest {
+			return &proof.Refusal{Reason: proof.BodyDiffer, Detail: "a digest without a body"}
+		}
+		return nil
+	case rule.Body == StreamBody:
+		r.Digest = &digest
+		return nil
+	case r.Body == nil:
+		return nil
+	}
+	sum, err := r.Body()
+	if err != nil {
+		return err
+	}
+	if sum != digest {
+		return &proof.Refusal{Reason: proof.BodyDiffer, Detail: "the body is not the one with the digest"}
+	}
+	return g.stillAlive(ctx, s, g.now()) // the body may have been hours on its way
+}
+
+var emptyDigest = sha256.Sum256(nil)
+
+// stillAlive looks at a session once more, after a wait.
+func (g *Guard) stillAlive(ctx context.Context, s *session, now time.Time) error {
+	if s.thumbprint != nil {
+		return nil // of others' tokens there is no record
+	}
+	again, err := g.session(ctx, s.id)
+	if err != nil {
+		return err
+	}
+	if again == nil || !again.binding.alive(now) {
+		return &proof.Refusal{Reason: proof.SessionEnded, Detail: "the session ended before its request"}
+	}
+	return nil
+}
+
+// admitIntroduction spends the value of a verified introduction whose
+// delegation has no scope, and gives its key a slot.
 func (g *Guard) admitIntroduction(ctx context.Context, c *checking, s *session, key *proof.EphemeralKey, rule Rule, now time.Time) (*ephemeral, error) {
 	defer g.lockDevice(s).Unlock()
 	if c.proof.Time.IsZero() {
@@ -192,7 +335,7 @@ func (g *Guard) admitIntroduction(ctx context.Context, c *checking, s *session, 
 
 // byDevice reports whether the session's device key itself made the proof.
 func byDevice(p *proof.Proof, s *session) bool {
-	return p.Signer() != nil && p.Signer().SameKey(s.binding.device)
+	return p.Signer() != nil && p.Signer().SameKey(s.deviceFor(p))
 }
 
 // extract reads the proof on the first wire that finds one.

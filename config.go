@@ -71,6 +71,23 @@ type Rule struct {
 	Mode      Mode
 	Freshness Freshness
 	MinLevel  Level // the weakest level admitted; "" is None
+
+	// Challenge demands that the proof covers a value of the server's that
+	// changes every five minutes, so that proofs cannot be made in advance.
+	// hw-sign clients cannot do that.
+	Challenge bool
+
+	// Channel demands that the proof is made with a key of the TLS connection
+	// that it comes on, so that an ephemeral key stolen from memory is worthless
+	// on another one. TLS must end at this server. Clients with signing keys,
+	// DPoP or hw-sign cannot do that.
+	Channel bool
+
+	// Body is up to how many bytes of a body are read to compare them with the
+	// digest that the proof covers, before the app sees any; a larger body is
+	// refused. 0 is Config.MaxBody. With StreamBody the app gets the body as it
+	// comes, and instead of io.EOF an error if it was another one.
+	Body int64
 }
 
 // Route gives the requests that match Pattern a rule of their own. Patterns
@@ -112,9 +129,13 @@ type Config struct {
 	// should be no shorter than the life of the app's tokens.
 	Lifetime time.Duration
 
-	// MaxBody is how many bytes of a body the policy BodyHash reads; default
-	// 1 MiB. Larger bodies are refused there.
+	// MaxBody is how many bytes of a body are read to hash them, where a rule
+	// does not say; default 1 MiB. Larger bodies are refused there.
 	MaxBody int64
+
+	// Tokens knows access tokens of an authorization server, for sessions that
+	// are not in the store; nil if there are none. See package oauth.
+	Tokens Tokens
 
 	// SealKey is the 32-byte key that secrets in the store are sealed under.
 	// Keep it outside the store, and the same on all servers that share one.
@@ -169,6 +190,12 @@ func (r Rule) validate() error {
 	}
 	if r.Freshness > Timestamp {
 		return fmt.Errorf("unknown freshness policy %d", r.Freshness)
+	}
+	if r.Body < StreamBody {
+		return fmt.Errorf("Body is %d", r.Body)
+	}
+	if r.Body == StreamBody && r.Freshness == BodyHash {
+		return errors.New("policy body-hash and StreamBody exclude each other")
 	}
 	if !HardwareAttested.AtLeast(r.MinLevel) {
 		return fmt.Errorf("unknown level %q", r.MinLevel)

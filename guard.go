@@ -10,11 +10,13 @@ import (
 	"time"
 
 	"github.com/limpet-auth/limpet/proof"
+	"github.com/limpet-auth/limpet/proof/dpop"
+	"github.com/limpet-auth/limpet/proof/httpsig"
 	"github.com/limpet-auth/limpet/proof/hwsign"
 )
 
 // wires are the protocols a guard understands, asked in this order.
-var wires = []proof.Wire{hwsign.Wire{}}
+var wires = []proof.Wire{httpsig.Wire{}, hwsign.Wire{}, dpop.Wire{}}
 
 // Guard binds sessions to device keys and admits only requests that prove
 // possession. It is safe for concurrent use.
@@ -25,6 +27,9 @@ type Guard struct {
 	memo  memo
 	locks [64]deviceLock
 	now   func() time.Time
+
+	server   server
+	channels channels
 }
 
 var (
@@ -50,13 +55,18 @@ func New(cfg Config) (*Guard, error) {
 	if err != nil {
 		return nil, err
 	}
-	return &Guard{cfg: cfg, rules: rules, seal: seal, now: time.Now}, nil
+	return &Guard{cfg: cfg, rules: rules, seal: seal, now: time.Now,
+		server: server{sealKey: cfg.SealKey, lease: cfg.Lease}}, nil
 }
 
 // Bind binds the session with this token, which the app has just made for
 // user, to the device key that the login request brings. A request without a
 // device key gives a session of level None, which a guard knows and can revoke
 // but does not demand proofs of.
+//
+// Where the wire has a proof of possession at login, which hw-sign has not, the
+// request must be signed by the device key, so that nobody binds a key they do
+// not hold; see also [Guard.CheckBody].
 //
 // Call it after the login has succeeded and before the response is written. If
 // it returns an error the session must not be handed out: answer with
@@ -71,19 +81,11 @@ func (g *Guard) Bind(w http.ResponseWriter, r *http.Request, token, user string)
 	if len(user) > maxUser {
 		return fmt.Errorf("limpet: bind: a user name of %d bytes, want at most %d", len(user), maxUser)
 	}
-	var offer *proof.Offer
-	m := messageOf(r)
-	for _, wire := range wires {
-		o, err := wire.Offer(&m)
-		if err != nil {
-			return fmt.Errorf("limpet: bind: %w", err)
-		}
-		if o != nil {
-			offer = o
-			break
-		}
+	m, now := messageOf(r), g.now()
+	offer, wire, err := g.offer(r.Context(), &m, now)
+	if err != nil {
+		return fmt.Errorf("limpet: bind: %w", err)
 	}
-	now := g.now()
 	b := &Binding{Session: g.cfg.Session.ID(token), User: user, Level: None, Created: now, Expires: now.Add(g.cfg.Lifetime)}
 	if offer != nil {
 		b.Level, b.device = offer.Level, offer.Key
@@ -101,7 +103,42 @@ func (g *Guard) Bind(w http.ResponseWriter, r *http.Request, token, user string)
 	if !added {
 		return ErrBound
 	}
+	if wire == nil {
+		return nil
+	}
+	s, err := g.server.describe(now)
+	if err != nil {
+		return unavailable("bind", err)
+	}
+	wire.Bound(w.Header(), b.Session, s)
 	return nil
+}
+
+// offer returns the device key that a login request brings and proves to hold,
+// and the wire it does that on; nil if there is none.
+func (g *Guard) offer(ctx context.Context, m *proof.Message, now time.Time) (offer *proof.Offer, on proof.Wire, err error) {
+	for _, wire := range wires {
+		o, err := wire.Offer(m)
+		switch {
+		case err != nil:
+			return nil, nil, err
+		case o == nil:
+		case offer != nil:
+			return nil, nil, &proof.Refusal{Reason: proof.Malformed, Detail: "two device keys"}
+		default:
+			offer, on = o, wire
+		}
+	}
+	if offer == nil || offer.Proof == nil {
+		return offer, on, nil
+	}
+	policy := proof.Policy{Window: window, Skew: skew}
+	if err := proof.VerifyOffer(m, offer, now, policy); err != nil {
+		return nil, nil, err
+	}
+	c := checking{proof: *offer.Proof}
+	_, err = g.spend(ctx, &c, new(session), &proof.EphemeralKey{}, Rule{})
+	return offer, on, err
 }
 
 // Revoke ends the session with this ID. Its token is refused from now on. It

@@ -12,6 +12,7 @@ import (
 	"net/url"
 	"testing"
 
+	"github.com/limpet-auth/limpet/proof"
 	"github.com/limpet-auth/limpet/proof/hwsign"
 )
 
@@ -119,6 +120,29 @@ func BenchmarkCheck(b *testing.B) {
 		}
 	})
 	b.Run("hmac/limpet", func(b *testing.B) { check(b, macs(b.N)) })
+	h := s.hold("VwzXj7Jm2oW8h4bq1pZyR0tKcE5sD9fGnA3uL6iTxBQ")
+	if w := h.get(true); w.Code != 200 {
+		b.Fatal(w.Body)
+	}
+	b.Run("httpsig/limpet", func(b *testing.B) {
+		messages := make([]proof.Message, b.N)
+		for i := range messages {
+			messages[i] = messageOf(h.request("GET", "/me?x=1", "", false))
+		}
+		var req Request
+		b.ReportAllocs()
+		b.ResetTimer()
+		for i := range messages {
+			token, err := s.cfg.Session.Token(messages[i].Header)
+			if err != nil {
+				b.Fatal(err)
+			}
+			req.Message, req.Token = messages[i], token
+			if _, err := s.Check(context.Background(), &req, Rule{}, nil); err != nil {
+				b.Fatal(err)
+			}
+		}
+	})
 	b.Run("ecdsa/bare", func(b *testing.B) {
 		key, value := newECDSA(b), s.value()
 		text := sign(b, key, []byte(value))

@@ -3,7 +3,8 @@ package limpet
 import (
 	"bytes"
 	"context"
-	"sync"
+	"crypto/sha256"
+	"encoding/binary"
 	"sync/atomic"
 
 	"github.com/limpet-auth/limpet/proof"
@@ -15,11 +16,31 @@ import (
 // again. So a revocation is seen at once, wherever it was made.
 type session struct {
 	id       ID
-	key      string // of the binding's record
+	key      string // of the binding's record; "" if there is none
 	rec      []byte // the record that binding was read from
 	binding  *Binding
 	slotKeys [slots]string
 	slots    [slots]atomic.Pointer[decodedSlot]
+
+	// Of a session that is an access token of others, which has no record.
+	thumbprint  *[sha256.Size]byte // of its device key
+	certificate *[sha256.Size]byte // of its client's certificate
+}
+
+// bound reports whether the session has a device key.
+func (s *session) bound() bool { return s.binding.device != nil || s.thumbprint != nil }
+
+// deviceFor returns the session's device key. Of an access token only the
+// thumbprint is known, so it is the key that the proof presents, nil if that is
+// another one or none.
+func (s *session) deviceFor(p *proof.Proof) *proof.PublicKey {
+	if s.thumbprint == nil {
+		return s.binding.device
+	}
+	if p.Key != nil && p.Key.Thumbprint() == *s.thumbprint {
+		return p.Key
+	}
+	return nil
 }
 
 type decodedSlot struct {
@@ -27,25 +48,24 @@ type decodedSlot struct {
 	ephemeral *ephemeral
 }
 
-// memo holds the sessions that requests came for lately. Only sessions that
-// are in the store get in, so a stranger cannot fill it.
-type memo [memoShards]struct {
-	sync.RWMutex
-	m map[ID]*session
-}
+// memo holds the sessions that requests came for lately, each in the one place
+// that its ID gives it; a later one there takes it over. Only sessions that are
+// in the store get in, so a stranger cannot fill it.
+type memo [memoSize]atomic.Pointer[session]
 
-const (
-	memoShards   = 64
-	memoPerShard = 256 // about 1.5 KiB each: 24 MiB in all
-)
+const memoSize = 1 << 14 // of about 1.5 KiB each: 24 MiB in all
+
+func (m *memo) at(id ID) *atomic.Pointer[session] {
+	return &m[binary.LittleEndian.Uint32(id[:])%memoSize]
+}
 
 // session returns the session with this ID, nil if it is not bound.
 func (g *Guard) session(ctx context.Context, id ID) (*session, error) {
-	shard := &g.memo[id[1]%memoShards]
-	shard.RLock()
-	known := shard.m[id]
-	shard.RUnlock()
-
+	place := g.memo.at(id)
+	known := place.Load()
+	if known != nil && known.id != id {
+		known = nil
+	}
 	var key string
 	if known != nil {
 		key = known.key
@@ -70,33 +90,47 @@ func (g *Guard) session(ctx context.Context, id ID) (*session, error) {
 	for slot := range slots {
 		s.slotKeys[slot] = slotKey(id, slot)
 	}
-	shard.Lock()
-	defer shard.Unlock()
-	if shard.m == nil {
-		shard.m = make(map[ID]*session)
-	}
-	for other := range shard.m { // any one will do: map order is random
-		if len(shard.m) < memoPerShard {
-			break
-		}
-		delete(shard.m, other)
-	}
-	shard.m[id] = s
+	place.Store(s)
 	return s, nil
 }
 
-// ephemeralKey returns the live ephemeral key that a client names.
-func (g *Guard) ephemeralKey(ctx context.Context, s *session, wireID string) (*ephemeral, error) {
-	slot, fingerprint, ok := parseWireID(wireID)
+// ephemeralKey returns the ephemeral key that a client names, nil if the session
+// has none of that name.
+func (g *Guard) ephemeralKey(ctx context.Context, s *session, name string) (*ephemeral, error) {
+	if len(name) == thumbprintLen {
+		return g.byThumbprint(ctx, s, name)
+	}
+	slot, fingerprint, ok := parseWireID(name)
 	if !ok {
-		return nil, &proof.Refusal{Reason: proof.KeyUnknown, Detail: "not an ephemeral key's id"}
+		return nil, nil
 	}
 	e, err := g.lookup(ctx, s, slot)
-	if err != nil {
+	if err != nil || e == nil || e.key.ID != fingerprint {
 		return nil, err
 	}
-	if e == nil || e.key.ID != fingerprint {
-		return nil, &proof.Refusal{Reason: proof.KeyUnknown, Detail: "no such ephemeral key in this session"}
-	}
 	return e, nil
+}
+
+// byThumbprint looks first where the key was the last time.
+func (g *Guard) byThumbprint(ctx context.Context, s *session, thumbprint string) (*ephemeral, error) {
+	last := -1
+	for slot := range slots {
+		if known := s.slots[slot].Load(); known != nil && known.ephemeral.key.ID == thumbprint {
+			last = slot
+			e, err := g.lookup(ctx, s, slot)
+			if err != nil || e != nil && e.key.ID == thumbprint {
+				return e, err
+			}
+		}
+	}
+	for slot := range slots {
+		if slot == last {
+			continue
+		}
+		e, err := g.lookup(ctx, s, slot)
+		if err != nil || e != nil && e.key.ID == thumbprint {
+			return e, err
+		}
+	}
+	return nil, nil
 }

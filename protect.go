@@ -1,85 +1,78 @@
 package limpet
 
 import (
-	"bytes"
+	"cmp"
 	"context"
 	"crypto/sha256"
 	"errors"
 	"fmt"
-	"io"
 	"net/http"
 	"sync"
 
 	"github.com/limpet-auth/limpet/proof"
+	"github.com/limpet-auth/limpet/proof/httpsig"
 )
 
 // Protect returns a handler that admits to next what the guard admits, by the
 // rule of the request's route, and answers the rest with [Refuse]. next finds
-// the binding with [FromContext].
+// the binding with [FromContext]. It answers [httpsig.WellKnownPath] itself.
 //
 // The route that logs people in belongs outside: a browser that still has the
 // cookie of a session that is over must be able to begin a new one.
 func (g *Guard) Protect(next http.Handler) http.Handler {
 	return http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
-		b, err := g.admit(w, r)
+		if r.URL.Path == httpsig.WellKnownPath {
+			g.serveWellKnown(w, r)
+			return
+		}
+		b, digest, err := g.checkHTTP(w, r)
 		if err != nil {
 			Refuse(w, err)
 			return
 		}
-		next.ServeHTTP(w, r.WithContext(&boundContext{r.Context(), b}))
+		r = r.WithContext(&boundContext{r.Context(), b})
+		if digest != nil {
+			r.Body = newDigestedBody(r.Body, *digest)
+		}
+		next.ServeHTTP(w, r)
 	})
 }
 
 // requests holds Requests between uses.
 var requests = sync.Pool{New: func() any { return new(Request) }}
 
-func (g *Guard) admit(w http.ResponseWriter, r *http.Request) (*Binding, error) {
+func (g *Guard) checkHTTP(w http.ResponseWriter, r *http.Request) (b *Binding, digest *[sha256.Size]byte, err error) {
 	rule, err := g.rules.of(r)
 	if err != nil {
-		return nil, err
+		return nil, nil, err
 	}
 	token, err := g.cfg.Session.Token(r.Header)
 	req := requests.Get().(*Request)
 	defer requests.Put(req)
-	*req = Request{Message: messageOf(r), Token: token, tokenErr: err}
-	if rule.Freshness == BodyHash {
-		req.Body = func() ([sha256.Size]byte, error) { return hashBody(r, g.cfg.MaxBody) }
+	*req = Request{Message: messageOf(r), Token: token, tokenErr: err, TLS: r.TLS}
+	if rule.Freshness == BodyHash || req.HasBody && rule.Body != StreamBody {
+		req.Body = func() ([sha256.Size]byte, error) { return hashBody(r, cmp.Or(rule.Body, g.cfg.MaxBody)) }
 	}
-	b, err := g.Check(r.Context(), req, rule, w.Header())
+	b, err = g.Check(r.Context(), req, rule, w.Header())
+	digest = req.Digest
 	*req = Request{}
-	return b, err
+	return b, digest, err
 }
 
 func messageOf(r *http.Request) proof.Message {
+	scheme := ""
+	if r.TLS != nil {
+		scheme = "https"
+	}
 	return proof.Message{
 		Method:    r.Method,
-		Authority: r.Host,
+		Scheme:    scheme,
+		Authority: proof.Authority(scheme, r.Host),
 		Path:      r.URL.EscapedPath(),
 		RawQuery:  r.URL.RawQuery,
 		Header:    r.Header,
+		HasBody:   r.ContentLength != 0,
 	}
-}
-
-// hashBody reads the body, at most limit bytes of it, and puts it back.
-func hashBody(r *http.Request, limit int64) (sum [sha256.Size]byte, err error) {
-	if r.ContentLength > limit {
-		return sum, &proof.Refusal{Reason: proof.BodyLarge, Detail: "a body over the limit"}
-	}
-	if r.Body == nil { // a request made by hand
-		return sha256.Sum256(nil), nil
-	}
-	body, err := io.ReadAll(io.LimitReader(r.Body, limit+1))
-	r.Body = struct { // whole, for mode Observe
-		io.Reader
-		io.Closer
-	}{io.MultiReader(bytes.NewReader(body), r.Body), r.Body}
-	if err != nil {
-		return sum, &proof.Refusal{Reason: proof.Malformed, Detail: "body", Err: err}
-	}
-	if int64(len(body)) > limit {
-		return sum, &proof.Refusal{Reason: proof.BodyLarge, Detail: "a body over the limit"}
-	}
-	return sha256.Sum256(body), nil
 }
 
 type contextKey struct{}
@@ -123,7 +116,9 @@ func Refuse(w http.ResponseWriter, err error) {
 	code := status(reason)
 	switch code {
 	case http.StatusUnauthorized:
-		h.Set("WWW-Authenticate", fmt.Sprintf("Limpet error=%q", reason))
+		if h.Get("WWW-Authenticate") == "" { // a guard has said more
+			h.Set("WWW-Authenticate", fmt.Sprintf("Limpet error=%q", reason))
+		}
 	case http.StatusServiceUnavailable:
 		h.Set("Retry-After", "1")
 	}

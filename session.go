@@ -16,7 +16,8 @@ type Session struct {
 	set    bool
 }
 
-// Bearer is the token of an Authorization header (RFC 6750, 2.1).
+// Bearer is the token of an Authorization header with the scheme Bearer (RFC
+// 6750, 2.1) or DPoP (RFC 9449, 7.1).
 func Bearer() Session { return Session{set: true} }
 
 // Cookie is the value of the cookie with this name.
@@ -40,18 +41,27 @@ func (s Session) Token(header map[string][]string) (string, error) {
 	case len(v) > 1:
 		return "", ambiguous
 	}
-	const scheme = "bearer"
-	if len(v[0]) < len(scheme) || !strings.EqualFold(v[0][:len(scheme)], scheme) {
-		if strings.Contains(strings.ToLower(v[0]), scheme) { // some apps look for it anywhere
-			return "", ambiguous
-		}
-		return "", nil
+	rest, ok := afterScheme(v[0], "bearer")
+	if !ok {
+		rest, ok = afterScheme(v[0], "dpop")
 	}
-	rest := v[0][len(scheme):]
-	if !strings.HasPrefix(rest, " ") {
+	switch {
+	case !ok && strings.Contains(strings.ToLower(v[0]), "bearer"): // some apps look for it anywhere
+		return "", ambiguous
+	case !ok:
+		return "", nil
+	case !strings.HasPrefix(rest, " "):
 		return "", ambiguous
 	}
 	return accept(strings.Trim(rest, " "))
+}
+
+// afterScheme returns what follows a scheme, given in lower case.
+func afterScheme(authorization, scheme string) (rest string, ok bool) {
+	if len(authorization) < len(scheme) || !strings.EqualFold(authorization[:len(scheme)], scheme) {
+		return "", false
+	}
+	return authorization[len(scheme):], true
 }
 
 func (s Session) fromCookies(headers []string) (token string, err error) {

@@ -226,7 +226,7 @@ func reasonIn(t testing.TB, w *httptest.ResponseRecorder) proof.Reason {
 	if err := json.Unmarshal(w.Body.Bytes(), &body); err != nil || body.Message == "" {
 		t.Errorf("%d without the JSON of a refusal: %q", w.Code, w.Body)
 	}
-	if auth := w.Header().Get("WWW-Authenticate"); w.Code == 401 && auth != fmt.Sprintf("Limpet error=%q", body.Reason) {
+	if auth := w.Header().Get("WWW-Authenticate"); w.Code == 401 && !strings.HasPrefix(auth, fmt.Sprintf("Limpet error=%q", body.Reason)) {
 		t.Errorf("WWW-Authenticate: %q", auth)
 	}
 	return proof.Reason(body.Reason)
@@ -237,4 +237,13 @@ func expect(t testing.TB, what string, w *httptest.ResponseRecorder, want proof.
 	if got := reasonIn(t, w); got != want {
 		t.Errorf("%s: %d %q, want %q", what, w.Code, got, want)
 	}
+}
+
+func readAll(t testing.TB, r io.Reader) *bytes.Buffer {
+	t.Helper()
+	var b bytes.Buffer
+	if _, err := b.ReadFrom(r); err != nil {
+		t.Fatal(err)
+	}
+	return &b
 }

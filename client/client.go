@@ -27,6 +27,7 @@ package client
 import (
 	"cmp"
 	"context"
+	"crypto/sha256"
 	"errors"
 	"fmt"
 	"log/slog"
@@ -38,7 +39,6 @@ import (
 
 	"github.com/limpet-auth/limpet/hwkey"
 	"github.com/limpet-auth/limpet/proof"
-	"github.com/limpet-auth/limpet/proof/hwsign"
 )
 
 // maxSessions is how many sessions a client keeps.
@@ -68,9 +68,8 @@ type Client struct {
 	// that could make proofs.
 	Ephemeral proof.Algorithm
 
-	// Names are the wire's header names; default &hwsign.BoundToken. Older
-	// servers want &hwsign.DBCS.
-	Names *hwsign.Names
+	// Wire is the protocol of new sessions; default HTTPSig.
+	Wire Wire
 
 	// IsLogin tells which requests are logins. By default they are those with
 	// method POST and a path that ends in one of the elements login, log-in,
@@ -79,8 +78,8 @@ type Client struct {
 	// method and origin are those of the login it goes back to.
 	IsLogin func(*http.Request) bool
 
-	// BodyHash tells which requests are proven by the hash of their body rather
-	// than a random value, if the body can be read twice. It is needed only to
+	// BodyHash tells on hw-sign which requests are proven by the hash of their
+	// body rather than a random value, if the body can be read twice. It is needed only to
 	// spare routes with the body-hash policy a first refusal: without it the
 	// client learns from the server's "body_mismatch" which ones they are.
 	BodyHash func(*http.Request) bool
@@ -123,9 +122,11 @@ func (c *Client) Transport(base http.RoundTripper) http.RoundTripper {
 // Session is what another process needs, besides the token, to carry on with a
 // login session. It holds no secret.
 type Session struct {
-	Origin string   `json:"origin"` // scheme://host, and port unless it is the scheme's default
-	Tokens []string `json:"tokens"` // [Hash] of the token, or of all that the login set
-	Key    string   `json:"key"`    // the device key's ID in its keystore
+	Origin string   `json:"origin"`         // scheme://host, and port unless it is the scheme's default
+	Tokens []string `json:"tokens"`         // [Hash] of the token, or of all that the login set
+	Key    string   `json:"key"`            // the device key's ID in its keystore
+	Wire   string   `json:"wire,omitempty"` // [Wire.String]; "" in sessions from before there was a choice
+	ID     string   `json:"id,omitempty"`   // the session's at the server, like [Hash]; "" if not known, or the wire has none
 }
 
 // Sessions describes the sessions the client knows, the newest login first.
@@ -153,13 +154,24 @@ func (c *Client) Restore(ctx context.Context, saved Session) error {
 	if saved.Key == "" || len(saved.Tokens) == 0 || len(saved.Tokens) > maxTokens {
 		return errors.New("limpet: client: restore: no device key, or not 1 to 16 tokens")
 	}
-	s := c.newSession(saved.Origin, saved.Key)
+	on, ok := c.savedWire(saved.Wire)
+	if !ok {
+		return fmt.Errorf("limpet: client: restore: unknown wire %.20q", saved.Wire)
+	}
+	s := c.newSession(saved.Origin, saved.Key, on)
 	for _, text := range saved.Tokens {
 		hash, err := parseHash(text)
 		if err != nil {
 			return fmt.Errorf("limpet: client: restore: %w", err)
 		}
 		s.tokens = append(s.tokens, hash)
+	}
+	if w, ok := s.wire.(*httpsigWire); ok && saved.ID != "" {
+		id, err := parseHash(saved.ID)
+		if err != nil {
+			return fmt.Errorf("limpet: client: restore: session ID: %w", err)
+		}
+		w.id = (*[sha256.Size]byte)(&id)
 	}
 	c.add(ctx, s)
 	return nil
@@ -199,13 +211,6 @@ func (c *Client) LogValue() slog.Value {
 	c.mu.RLock()
 	defer c.mu.RUnlock()
 	return slog.GroupValue(slog.Int("sessions", len(c.sessions)))
-}
-
-func (c *Client) names() *hwsign.Names {
-	if c.Names == nil {
-		return &hwsign.BoundToken
-	}
-	return c.Names
 }
 
 // find returns the session that a request belongs to, nil if there is none. A
@@ -250,11 +255,6 @@ func (c *Client) add(ctx context.Context, s *session) {
 	}
 	s.used.Store(time.Now().UnixNano())
 	c.mu.Lock()
-	for _, other := range c.sessions {
-		if other.origin == s.origin {
-			s.site = other.site
-		}
-	}
 	var oldest *session
 	if len(c.sessions) == maxSessions {
 		oldest = slices.MinFunc(c.sessions, func(a, b *session) int {

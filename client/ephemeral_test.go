@@ -116,7 +116,7 @@ func FuzzParseAnswer(f *testing.F) {
 // The computer sleeps, or somebody sets its clock.
 func TestLeaseClock(t *testing.T) {
 	start := time.Now()
-	l := &lease{start: start, life: 10 * time.Minute}
+	l := &term{start, 10 * time.Minute}
 	wall := func(d time.Duration) time.Time { return start.Round(0).Add(d) } // no reading of the process's clock
 	for _, tc := range []struct {
 		now         time.Time
@@ -158,7 +158,7 @@ func TestOrigin(t *testing.T) {
 
 func TestClientDoesNotPrint(t *testing.T) {
 	c := New(nil)
-	s := c.newSession("https://app.example.com", "k")
+	s := c.newSession("https://app.example.com", "k", HTTPSig)
 	s.tokens = []tokenHash{hashOf("t")}
 	c.add(t.Context(), s)
 	var out strings.Builder

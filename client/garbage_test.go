@@ -16,7 +16,7 @@ func TestGarbageAnswer(t *testing.T) {
 	spoil := func(http.Header) {}
 	var body *closing
 	keys := newKeystore()
-	c := &http.Client{Transport: client.New(keys).Transport(roundTripper(func(r *http.Request) (*http.Response, error) {
+	c := &http.Client{Transport: hwSign(keys).Transport(roundTripper(func(r *http.Request) (*http.Response, error) {
 		resp, err := direct{up}.RoundTrip(r)
 		if err == nil {
 			spoil(resp.Header)

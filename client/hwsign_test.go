@@ -218,7 +218,7 @@ func TestUnmodifiedServer(t *testing.T) {
 					srv := httptest.NewServer(up)
 					defer srv.Close()
 					cl := client.New(newKeystore())
-					cl.DeviceKey, cl.Ephemeral, cl.Names = device, ephemeral, &hwsign.DBCS
+					cl.DeviceKey, cl.Ephemeral, cl.Wire = device, ephemeral, client.HWSignDBCS
 					c := &http.Client{Transport: cl.Transport(nil)}
 					guesses := 0
 					if prehash && ed {
@@ -255,7 +255,7 @@ func TestUnmodifiedServerForgotSession(t *testing.T) {
 	for _, device := range []hwkey.Algorithm{hwkey.ECDSAP256, hwkey.Ed25519} {
 		keys := newKeystore()
 		cl := client.New(keys)
-		cl.DeviceKey = device
+		cl.DeviceKey, cl.Wire = device, client.HWSign
 		c := &http.Client{Transport: cl.Transport(nil)}
 		token := loginLong(t, c, srv.URL)
 		want(t, c, request(t, "GET", srv.URL+"/authenticated", token, nil), 200, "")
@@ -289,7 +289,7 @@ func TestNoAnswer(t *testing.T) {
 			return resp, err
 		})
 		keys := newKeystore()
-		c := &http.Client{Transport: client.New(keys).Transport(base)}
+		c := &http.Client{Transport: hwSign(keys).Transport(base)}
 		token := loginLong(t, c, origin)
 		want(t, c, request(t, "GET", origin+"/authenticated", token, nil), 200, "")
 		begin := time.Now()
@@ -325,7 +325,7 @@ func TestLoginBody(t *testing.T) {
 		{"application/json", `{"token":`, false},
 		{"application/json", long, false}, // not looked at so far
 	} {
-		cl := client.New(newKeystore())
+		cl := hwSign(newKeystore())
 		cut := errors.New("connection cut")
 		c := &http.Client{Transport: cl.Transport(roundTripper(func(*http.Request) (*http.Response, error) {
 			h := http.Header{}

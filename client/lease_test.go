@@ -25,7 +25,7 @@ const origin = "https://app.example.com"
 func inProcess(t *testing.T, cfg limpet.Config, keys *keystore) (*app, *client.Client, *http.Client) {
 	a := &app{}
 	a.guard.Store(newGuard(t, cfg))
-	cl := client.New(keys)
+	cl := hwSign(keys)
 	return a, cl, &http.Client{Transport: cl.Transport(direct{a})}
 }
 
@@ -358,7 +358,7 @@ func TestBodyHash(t *testing.T) {
 		}
 		requests(1)
 
-		told := client.New(newKeystore())
+		told := hwSign(newKeystore())
 		told.BodyHash = func(r *http.Request) bool { return r.URL.Path == "/echo" }
 		c = &http.Client{Transport: told.Transport(direct{app})}
 		token = login(t, c, origin)

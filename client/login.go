@@ -2,7 +2,6 @@ package client
 
 import (
 	"context"
-	"encoding/base64"
 	"fmt"
 	"net/http"
 	"net/netip"
@@ -62,9 +61,9 @@ func looksLikeLogin(req *http.Request) bool {
 }
 
 // login sends a login request with the offer of a new device key, and keeps the
-// key if the login succeeds. s is the session that the request belongs to
+// key if the login succeeds. old is the session that the request belongs to
 // already, nil if there is none.
-func (t *transport) login(s *session, req *http.Request) (*http.Response, error) {
+func (t *transport) login(old *session, req *http.Request) (*http.Response, error) {
 	ctx, c, origin := req.Context(), t.client, originOf(req.URL)
 	if !c.mayBind(req.URL) {
 		closeBody(req)
@@ -76,11 +75,17 @@ func (t *transport) login(s *session, req *http.Request) (*http.Response, error)
 		closeBody(req)
 		return nil, fmt.Errorf("limpet: client: log in: %w", err)
 	}
-	resp, err := t.offer(s, req, key)
+	s := c.newSession(origin, key.Info().ID, c.Wire)
+	s.device = key
+	var last *try
+	digests := s.wire.digests() || old != nil && old.wire.digests()
+	resp, err := t.exchange(req, digests, func(out *try) (sent, error) {
+		last, out.login = out, true
+		return s.wire.offer(out, old)
+	})
 	if err == nil {
-		if tokens := learn(resp); len(tokens) > 0 {
-			s := c.newSession(origin, key.Info().ID)
-			s.device, s.tokens = key, tokens
+		if tokens := learn(resp); len(tokens) > 0 && s.wire.bound(last, resp) {
+			s.tokens = tokens
 			c.add(ctx, s)
 			return resp, nil
 		}
@@ -91,27 +96,6 @@ func (t *transport) login(s *session, req *http.Request) (*http.Response, error)
 	key.Close()
 	c.Keys.Delete(ctx, key.Info().ID)
 	return resp, err
-}
-
-func (t *transport) offer(s *session, req *http.Request, key hwkey.Key) (*http.Response, error) {
-	info := key.Info()
-	alg, typeName := deviceAlgorithm(info.Algorithm)
-	public, err := proof.NewPublicKey(alg, key.Public())
-	if err != nil {
-		closeBody(req)
-		return nil, fmt.Errorf("limpet: client: device key: %w", err)
-	}
-	enc, err := encodeKey(public)
-	if err != nil {
-		closeBody(req)
-		return nil, err
-	}
-	names := t.client.names()
-	return t.prove(s, req, http.Header{
-		names.DeviceKey:      {base64.StdEncoding.EncodeToString(enc)},
-		names.DeviceKeyType:  {typeName},
-		names.DeviceKeyLevel: {string(info.Level)},
-	})
 }
 
 // deviceAlgorithm returns what a device key's algorithm is to the verifier, and

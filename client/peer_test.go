@@ -21,6 +21,7 @@ import (
 	"time"
 
 	"github.com/limpet-auth/limpet"
+	"github.com/limpet-auth/limpet/client"
 	"github.com/limpet-auth/limpet/hwkey"
 	"github.com/limpet-auth/limpet/store/memstore"
 )
@@ -238,6 +239,13 @@ func (d direct) RoundTrip(req *http.Request) (*http.Response, error) {
 type roundTripper func(*http.Request) (*http.Response, error)
 
 func (f roundTripper) RoundTrip(req *http.Request) (*http.Response, error) { return f(req) }
+
+// hwSign returns a client of the hw-sign wire.
+func hwSign(keys hwkey.Keystore) *client.Client {
+	cl := client.New(keys)
+	cl.Wire = client.HWSign
+	return cl
+}
 
 // login logs in and returns the token that the app made.
 func login(t *testing.T, c *http.Client, url string) string {

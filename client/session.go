@@ -4,21 +4,18 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"net/http"
 	"sync"
 	"sync/atomic"
 	"time"
 
 	"github.com/limpet-auth/limpet/hwkey"
+	"github.com/limpet-auth/limpet/proof"
 )
 
-// patience is how long requests wait for another's introduction to be answered
-// before the next of them introduces the same key. That one may be a long poll.
-const patience = 3 * time.Second
-
-// session is a login session and the keys that prove it. A lease begins in two
-// steps: the device key signs a delegation, in a goroutine of its own; then one
-// request introduces it to the server, while the others wait or, if there is a
-// lease still, use that.
+// session is a login session and the keys that prove it. The device key signs
+// delegations to ephemeral keys, in a goroutine of its own; what is made of
+// them is the wire's.
 type session struct {
 	client *Client
 	origin string
@@ -26,17 +23,47 @@ type session struct {
 	tokens []tokenHash
 	site   *site        // shared by the origin's sessions
 	used   atomic.Int64 // when, in unix nanoseconds
+	wire   wire         // how it is proven
 
-	mu          sync.Mutex
-	device      hwkey.Key       // nil until a restored session needs it
-	lease       *lease          // nil before the first and after a refusal
-	delegation  *delegation     // signed, and not answered; nil if there is none
-	signing     *signing        // the delegation in the making, or how that failed
-	introducing *introduction   // on its way; nil if there is none
-	mute        bool            // the last introduction got no answer: nobody waits for the next
-	hashed      map[string]bool // routes that want the hash of the body
-	futile      time.Time       // when a guess at a 401's reason last failed
-	ended       bool
+	mu      sync.Mutex // also guards what the wire keeps
+	device  hwkey.Key  // nil until a restored session needs it
+	signing *signing   // the delegation in the making, or how that failed
+	ended   bool
+}
+
+// wire is a protocol as one session speaks it.
+type wire interface {
+	// digests reports whether the wire covers bodies by their digest.
+	digests() bool
+
+	// offer adds the session's new device key to a login request. old is the
+	// session that the request belongs to already, nil if there is none. It
+	// returns nil if there is nothing to be learned from the answer but tokens.
+	offer(out *try, old *session) (sent, error)
+
+	// bound reads the answer to a login that succeeded, and reports whether the
+	// server may have bound the session.
+	bound(out *try, resp *http.Response) bool
+
+	// prove adds a proof to a request.
+	prove(out *try) (sent, error)
+
+	// describe adds what a session in another process must know. s.mu is held,
+	// as it is for end, which forgets all ephemeral keys.
+	describe(saved *Session)
+	end()
+}
+
+// sent is a proof on its way.
+type sent interface {
+	// answered takes what the server says of the wire, in an answer or by not
+	// answering. It returns err, or its own, and then has closed the body.
+	answered(resp *http.Response, err error, start time.Time) error
+
+	// remedy changes what the reason of a 401 asks to be changed, and reports
+	// whether another try can do better. before is the proof that was refused
+	// for the same reason before, nil if none was: then there is no other try.
+	remedy(reason proof.Reason, resp *http.Response, before sent) bool
 }
 
 // signing is one use of the device key.
@@ -46,14 +73,26 @@ type signing struct {
 	failed time.Time
 }
 
-// introduction is a request that introduces an ephemeral key.
-type introduction struct {
-	*delegation
-	done chan struct{} // closed when the server has answered, or will not
+func (c *Client) newSession(origin, keyID string, on Wire) *session {
+	s := &session{client: c, origin: origin, keyID: keyID, site: c.siteOf(origin)}
+	if names := on.names(); names != nil {
+		s.wire = &hwsignWire{session: s, on: on, names: names}
+	} else {
+		s.wire = &httpsigWire{session: s}
+	}
+	return s
 }
 
-func (c *Client) newSession(origin, keyID string) *session {
-	return &session{client: c, origin: origin, keyID: keyID, site: new(site)}
+// siteOf returns what the sessions of an origin know of its server.
+func (c *Client) siteOf(origin string) *site {
+	c.mu.RLock()
+	defer c.mu.RUnlock()
+	for _, s := range c.sessions {
+		if s.origin == origin {
+			return s.site
+		}
+	}
+	return newSite(origin)
 }
 
 func (s *session) describe() Session {
@@ -61,67 +100,66 @@ func (s *session) describe() Session {
 	for _, t := range s.tokens {
 		d.Tokens = append(d.Tokens, t.String())
 	}
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	s.wire.describe(&d)
 	return d
 }
 
-// key returns what a request proves itself with: the lease, or a key that it
-// introduces, which the caller then settles.
-func (s *session) key(ctx context.Context) (*lease, *introduction, error) {
-	for {
-		s.mu.Lock()
-		now := time.Now()
-		live := s.lease != nil && !s.lease.over(now, 5)
-		if live && !s.lease.over(now, 4) {
-			defer s.mu.Unlock()
-			return s.lease, nil, nil
-		}
-		if s.ended {
-			s.mu.Unlock()
-			return nil, nil, fmt.Errorf("limpet: client: %s: %w", s.origin, ErrKeyGone)
-		}
-		if d := s.delegation; d != nil && d.prehash != s.site.prehash.Load() {
-			s.delegation = nil
-		}
-		if s.delegation != nil && (s.introducing == nil || s.mute) {
-			defer s.mu.Unlock()
-			s.introducing = &introduction{s.delegation, make(chan struct{})}
-			return nil, s.introducing, nil
-		}
-		if s.delegation == nil && (s.signing == nil || s.signing.err != nil && now.Sub(s.signing.failed) > time.Second) {
-			s.sign()
-		}
-		if live {
-			defer s.mu.Unlock()
-			return s.lease, nil, nil
-		}
-		signing, introducing := s.signing, s.introducing
-		s.mu.Unlock()
+// mayStart reports whether the device key is free to sign: not at work, and not
+// failing a moment ago. s.mu is held.
+func (s *session) mayStart() bool {
+	return s.signing == nil || s.signing.err != nil && time.Since(s.signing.failed) > time.Second
+}
 
-		if signing != nil {
-			select {
-			case <-ctx.Done():
-				return nil, nil, s.waited(ctx)
-			case <-signing.done:
-				if signing.err != nil {
-					return nil, nil, signing.err
-				}
-			}
-			continue
+// start has the device key do its work. Nobody can interrupt the hardware, so
+// requests whose context ends leave it to those that follow. s.mu is held, and
+// is again when keep is called.
+func (s *session) start(work func(device hwkey.Key) (keep func(), err error)) {
+	job := &signing{done: make(chan struct{})}
+	s.signing = job
+	device := s.device
+	go func() {
+		defer close(job.done)
+		var err error
+		if device == nil {
+			device, err = s.client.Keys.Load(context.Background(), s.keyID)
 		}
-		timer := time.NewTimer(patience)
-		select {
-		case <-ctx.Done():
-			timer.Stop()
-			return nil, nil, s.waited(ctx)
-		case <-introducing.done:
-			timer.Stop()
-		case <-timer.C:
-			s.mu.Lock()
-			if s.introducing == introducing {
-				s.introducing = nil
-			}
-			s.mu.Unlock()
+		var keep func()
+		if err == nil {
+			keep, err = work(device)
 		}
+		s.mu.Lock()
+		defer s.mu.Unlock()
+		s.device = device
+		if err != nil {
+			job.err, job.failed = s.keyError(err), time.Now()
+			return
+		}
+		s.signing = nil
+		if !s.ended {
+			keep()
+		}
+	}()
+}
+
+func (s *session) keyError(err error) error {
+	if errors.Is(err, hwkey.ErrLost) || errors.Is(err, hwkey.ErrNotFound) {
+		return fmt.Errorf("limpet: client: %s: %w: %w", s.origin, ErrKeyGone, err)
+	}
+	return fmt.Errorf("limpet: client: %s: device key: %w", s.origin, err)
+}
+
+// gone is the error of a session that has ended.
+func (s *session) gone() error { return fmt.Errorf("limpet: client: %s: %w", s.origin, ErrKeyGone) }
+
+// wait waits for the device key, and returns its error.
+func (s *session) wait(ctx context.Context, job *signing) error {
+	select {
+	case <-ctx.Done():
+		return s.waited(ctx)
+	case <-job.done:
+		return job.err
 	}
 }
 
@@ -129,72 +167,11 @@ func (s *session) waited(ctx context.Context) error {
 	return fmt.Errorf("limpet: client: %s: waiting for an ephemeral key: %w", s.origin, ctx.Err())
 }
 
-// sign has the device key sign a new delegation. Nobody can interrupt the
-// hardware, so requests whose context ends leave it to those that follow. s.mu
-// is held.
-func (s *session) sign() {
-	job := &signing{done: make(chan struct{})}
-	s.signing = job
-	device, prehash := s.device, s.site.prehash.Load()
-	go func() {
-		defer close(job.done)
-		d, device, err := s.delegate(device, prehash)
-		s.mu.Lock()
-		defer s.mu.Unlock()
-		s.device = device
-		if err != nil {
-			job.err, job.failed = err, time.Now()
-			return
-		}
-		s.signing, s.delegation = nil, d
-	}()
-}
-
-func (s *session) delegate(device hwkey.Key, prehash bool) (*delegation, hwkey.Key, error) {
-	var err error
-	if device == nil {
-		device, err = s.client.Keys.Load(context.Background(), s.keyID)
-	}
-	var d *delegation
-	if err == nil {
-		d, err = delegate(device, s.client.Ephemeral, prehash)
-	}
-	switch {
-	case err == nil:
-		return d, device, nil
-	case errors.Is(err, hwkey.ErrLost), errors.Is(err, hwkey.ErrNotFound):
-		return nil, device, fmt.Errorf("limpet: client: %s: %w: %w", s.origin, ErrKeyGone, err)
-	}
-	return nil, device, fmt.Errorf("limpet: client: %s: device key: %w", s.origin, err)
-}
-
-// settle ends an introduction: with the lease it got, or nil. The delegation is
-// kept for the next request then, even if the server has seen it: introduced
-// again it is the same key.
-func (s *session) settle(in *introduction, l *lease, mute bool) {
-	s.mu.Lock()
-	defer s.mu.Unlock()
-	close(in.done)
-	if s.introducing == in {
-		s.introducing = nil
-	}
-	s.mute = mute
-	if l == nil || s.ended {
-		return
-	}
-	if s.delegation == in.delegation {
-		s.delegation = nil
-	}
-	// A late answer to an early introduction does not replace a newer lease.
-	if s.lease == nil || l.start.After(s.lease.start) {
-		s.lease = l
-	}
-}
-
 // end releases the device key.
 func (s *session) end(ctx context.Context) error {
 	s.mu.Lock()
-	s.ended, s.lease, s.delegation = true, nil, nil
+	s.ended = true
+	s.wire.end()
 	job := s.signing
 	s.mu.Unlock()
 	if job != nil {
@@ -212,4 +189,23 @@ func (s *session) end(ctx context.Context) error {
 	device := s.device
 	s.device = nil
 	return device.Close()
+}
+
+// term is how long a key is good for.
+type term struct {
+	start time.Time     // by the clock of the wall and of the process
+	life  time.Duration // from then on
+}
+
+const (
+	defaultLife = 15 * time.Minute // of a lease, where the server does not say
+	maxLife     = 24 * time.Hour
+)
+
+// over reports whether n fifths of the term have passed. A computer's sleep
+// counts, which the process's clock does not see; setting the clock back does
+// not lengthen the term, which the wall's would.
+func (t *term) over(now time.Time, fifths int) bool {
+	age := max(now.Sub(t.start), now.Round(0).Sub(t.start.Round(0)))
+	return age >= t.life/5*time.Duration(fifths)
 }

@@ -9,6 +9,8 @@ import (
 	"io"
 	"mime"
 	"net/http"
+	"net/url"
+	"slices"
 	"strings"
 
 	"github.com/limpet-auth/limpet/proof"
@@ -49,9 +51,8 @@ type sentToken struct {
 // outweighs all cookies.
 func tokensOf(req *http.Request) []sentToken {
 	var tokens []sentToken
-	const scheme = "bearer "
-	if v := req.Header.Get("Authorization"); len(v) > len(scheme) && strings.EqualFold(v[:len(scheme)], scheme) {
-		tokens = append(tokens, sentToken{hashOf(strings.Trim(v[len(scheme):], " \t")), 1 << 20})
+	if token, ok := bearerToken(req); ok {
+		tokens = append(tokens, sentToken{hashOf(token), 1 << 20})
 	}
 	for _, cookie := range req.Cookies() {
 		if cookie.Value != "" {
@@ -59,6 +60,49 @@ func tokensOf(req *http.Request) []sentToken {
 		}
 	}
 	return tokens
+}
+
+func bearerToken(req *http.Request) (token string, ok bool) {
+	const scheme = "bearer "
+	v := req.Header.Get("Authorization")
+	if len(v) <= len(scheme) || !strings.EqualFold(v[:len(scheme)], scheme) {
+		return "", false
+	}
+	return strings.Trim(v[len(scheme):], " \t"), true
+}
+
+// plainCookie returns what a guard takes for the token in a cookie: its value
+// without quotes and percent-encoding.
+func plainCookie(value string) string {
+	for range 4 {
+		plain := value
+		if len(plain) > 1 && plain[0] == '"' && plain[len(plain)-1] == '"' {
+			plain = plain[1 : len(plain)-1]
+		}
+		if decoded, err := url.PathUnescape(plain); err == nil {
+			plain = decoded
+		}
+		if plain == value {
+			break
+		}
+		value = plain
+	}
+	return value
+}
+
+// dropTokens removes these tokens from a request's headers.
+func dropTokens(h http.Header, tokens []tokenHash) {
+	req := &http.Request{Header: h}
+	if token, ok := bearerToken(req); ok && slices.Contains(tokens, hashOf(token)) {
+		h.Del("Authorization")
+	}
+	cookies := req.Cookies()
+	h.Del("Cookie")
+	for _, cookie := range cookies {
+		if !slices.Contains(tokens, hashOf(cookie.Value)) {
+			req.AddCookie(cookie)
+		}
+	}
 }
 
 // learn returns what may be session tokens in the answer to a login, none if

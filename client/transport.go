@@ -1,24 +1,20 @@
 package client
 
 import (
-	"crypto/rand"
+	"bytes"
 	"crypto/sha256"
-	"encoding/base64"
-	"encoding/hex"
-	"errors"
 	"fmt"
 	"io"
-	"maps"
 	"net/http"
-	"slices"
-	"strconv"
 	"time"
 
 	"github.com/limpet-auth/limpet/proof"
 )
 
-// maxTries is how often a request is sent, refusals included.
-const maxTries = 3
+const (
+	maxTries  = 3       // how often a request is sent, refusals included
+	maxMemory = 1 << 20 // bytes of a body that is kept in memory to be read again
+)
 
 type transport struct {
 	client *Client
@@ -37,7 +33,7 @@ func (t *transport) RoundTrip(req *http.Request) (*http.Response, error) {
 	case s == nil:
 		return t.base.RoundTrip(req)
 	}
-	return t.prove(s, req, nil)
+	return t.exchange(req, s.wire.digests(), func(out *try) (sent, error) { return s.wire.prove(out) })
 }
 
 // CloseIdleConnections is for [http.Client.CloseIdleConnections].
@@ -49,55 +45,59 @@ func (t *transport) CloseIdleConnections() {
 
 // try is one sending of a request.
 type try struct {
-	*http.Request               // as it is sent; the caller's own is never changed
-	lease         *lease        // what proves it,
-	intro         *introduction // or introduces itself with it
-	answered      bool          // the introduction got a lease
-	hashed        bool          // the proof is for the hash of the body
+	*http.Request // as it is sent; the caller's own is never changed
+	base          http.RoundTripper
+	login         bool
+	digest        *[sha256.Size]byte // of the body, where a wire wants that; nil if there is none
+	channel       *channelSigner     // signs once the connection is known; nil if it is signed
 }
 
-// prove sends a request with more headers and a proof for s, without one if s
-// is nil, and again where that can help.
-func (t *transport) prove(s *session, req *http.Request, more http.Header) (*http.Response, error) {
-	body := req.Body
-	var seen []proof.Reason
-	prehash := s != nil && s.site.prehash.Load()
-	for {
-		out := &try{Request: req.Clone(req.Context())}
-		out.Body = body
-		maps.Copy(out.Header, more)
-		if s == nil {
-			return t.send(out, req)
+// exchange sends a request with what prove adds to it, and again where that can
+// help.
+func (t *transport) exchange(req *http.Request, digests bool, prove func(*try) (sent, error)) (*http.Response, error) {
+	given := req
+	var digest *[sha256.Size]byte
+	if digests {
+		var err error
+		if req, digest, err = digestBody(req); err != nil {
+			closeBody(given)
+			return nil, err
 		}
-		if err := s.prove(out); err != nil {
+	}
+	body := req.Body
+	refused := make(map[proof.Reason]sent, 1)
+	for tries := 1; ; tries++ {
+		out := &try{Request: req.Clone(req.Context()), base: t.base, digest: digest}
+		out.Body = body
+		p, err := prove(out)
+		if err != nil {
 			closeBody(out.Request)
 			return nil, err
 		}
 		start := time.Now()
-		resp, err := t.send(out, req)
-		if out.intro != nil {
-			err = s.introduced(out, resp, err, start)
+		resp, err := out.send()
+		if resp != nil {
+			resp.Request = given // the caller's, without our headers
 		}
-		if err != nil {
+		if p == nil {
+			return resp, err
+		}
+		if err := p.answered(resp, err, start); err != nil {
 			return nil, err
 		}
-		if resp.StatusCode != http.StatusUnauthorized {
+		if code := resp.StatusCode; code != http.StatusUnauthorized && !(code == http.StatusBadRequest && out.login) {
 			return resp, nil
 		}
 		reason := Reason(resp)
-		if reason == "" && more != nil {
-			return resp, nil // a login with a wrong password, not to be tried twice
+		if reason == "" && out.login {
+			return resp, nil // a wrong password, not to be tried twice
 		}
-		if slices.Contains(seen, reason) {
-			if reason == "" {
-				s.misguessed(prehash)
-			}
+		before := refused[reason]
+		better := p.remedy(reason, resp, before)
+		if before != nil || !better || !rewindable(req) || tries == maxTries {
 			return resp, nil
 		}
-		seen = append(seen, reason)
-		if !s.remedy(reason, out, resp) || !rewindable(req) || len(seen) == maxTries {
-			return resp, nil
-		}
+		refused[reason] = p
 		io.CopyN(io.Discard, resp.Body, maxPeek) // so that the connection can be used again
 		resp.Body.Close()
 		if req.GetBody != nil {
@@ -108,96 +108,59 @@ func (t *transport) prove(s *session, req *http.Request, more http.Header) (*htt
 	}
 }
 
-func (t *transport) send(out *try, req *http.Request) (*http.Response, error) {
-	resp, err := t.base.RoundTrip(out.Request)
-	if resp != nil {
-		resp.Request = req // the caller's, without our headers
+func (out *try) send() (*http.Response, error) {
+	if out.channel != nil {
+		return out.channel.send(out)
 	}
-	return resp, err
+	return out.base.RoundTrip(out.Request)
 }
 
-// prove adds the proof to a request.
-func (s *session) prove(out *try) (err error) {
-	if out.lease, out.intro, err = s.key(out.Context()); err != nil {
-		return err
+// digestBody returns the SHA-256 of a request's body, nil if it has none, and
+// the request with a body that can be read again.
+func digestBody(req *http.Request) (*http.Request, *[sha256.Size]byte, error) {
+	if req.Body == nil || req.Body == http.NoBody {
+		return req, nil, nil
 	}
-	var value, sig []byte
-	if value, err = s.value(out); err == nil {
-		if out.intro != nil {
-			sig, err = out.intro.prove(value)
-		} else {
-			sig, err = out.lease.prove(value)
+	if req.GetBody != nil {
+		body, err := req.GetBody()
+		if err != nil {
+			return nil, nil, fmt.Errorf("limpet: client: body for its digest: %w", err)
 		}
-	}
-	if err != nil {
-		if out.intro != nil {
-			s.settle(out.intro, nil, false)
-		}
-		return fmt.Errorf("limpet: client: %s: %w", s.origin, err)
-	}
-	h, names := out.Header, s.client.names()
-	h[names.Data] = []string{string(value)}
-	h[names.DataSig] = []string{base64.StdEncoding.EncodeToString(sig)}
-	if out.intro == nil {
-		h[names.EphemeralID] = []string{out.lease.id}
-		return nil
-	}
-	h[names.EphemeralKey] = []string{out.intro.key}
-	h[names.EphemeralType] = []string{out.intro.typeName}
-	h[names.EphemeralSig] = []string{out.intro.sig}
-	return nil
-}
-
-// value returns what the proof is made for: the server's time in seconds, "-",
-// and 32 random bytes or the hash of the body, in hex.
-func (s *session) value(out *try) ([]byte, error) {
-	var tail [sha256.Size]byte
-	rand.Read(tail[:]) // never fails
-	if out.hashed = rewindable(out.Request) && s.wantsHash(out.Request); out.hashed {
+		defer body.Close()
 		h := sha256.New()
-		if out.GetBody != nil {
-			body, err := out.GetBody()
-			if err != nil {
-				return nil, fmt.Errorf("body for its hash: %w", err)
-			}
-			_, err = io.Copy(h, body)
-			body.Close()
-			if err != nil {
-				return nil, fmt.Errorf("body for its hash: %w", err)
-			}
+		if _, err := io.Copy(h, body); err != nil {
+			return nil, nil, fmt.Errorf("limpet: client: body for its digest: %w", err)
 		}
-		h.Sum(tail[:0])
+		return req, (*[sha256.Size]byte)(h.Sum(nil)), nil
 	}
-	value := strconv.AppendInt(nil, s.site.now().Unix(), 10)
-	return hex.AppendEncode(append(value, '-'), tail[:]), nil
+	if req.ContentLength > maxMemory {
+		return nil, nil, errBodyOnce
+	}
+	data, err := io.ReadAll(io.LimitReader(req.Body, maxMemory+1))
+	if err != nil {
+		return nil, nil, fmt.Errorf("limpet: client: body for its digest: %w", err)
+	}
+	if len(data) > maxMemory {
+		return nil, nil, errBodyOnce
+	}
+	req.Body.Close()
+	again := req.WithContext(req.Context())
+	again.GetBody = func() (io.ReadCloser, error) {
+		if len(data) == 0 {
+			return http.NoBody, nil
+		}
+		return io.NopCloser(bytes.NewReader(data)), nil
+	}
+	again.Body, _ = again.GetBody()
+	again.ContentLength = int64(len(data))
+	if len(data) == 0 {
+		return again, nil, nil
+	}
+	sum := sha256.Sum256(data)
+	return again, &sum, nil
 }
 
-// introduced settles the introduction in a request that was answered with resp
-// or failed with err.
-func (s *session) introduced(out *try, resp *http.Response, err error, start time.Time) error {
-	if err != nil {
-		s.settle(out.intro, nil, false)
-		return err
-	}
-	a, err := parseAnswer(resp.Header, s.client.names(), s.site.now(), time.Since(start))
-	var l *lease
-	if err == nil && a != nil {
-		l = &lease{id: a.id, prove: out.intro.prove, start: start, life: a.life}
-		if out.intro.agree != nil && a.server == nil {
-			err = errors.New("the server's half of the key agreement is missing")
-		} else if out.intro.agree != nil {
-			l.prove, err = out.intro.agree(a.server)
-		}
-	}
-	if err != nil {
-		s.settle(out.intro, nil, false)
-		resp.Body.Close()
-		return fmt.Errorf("limpet: client: %s: the server's answer to a new ephemeral key: %w", s.origin, err)
-	}
-	out.answered = l != nil
-	s.settle(out.intro, l, l == nil)
-	return nil
-}
+var errBodyOnce = fmt.Errorf("limpet: client: a body over %d bytes that can be read only once: set Request.GetBody", maxMemory)
 
 // rewindable reports whether a request's body can be read once more.
 func rewindable(req *http.Request) bool {

@@ -28,6 +28,8 @@ import (
 	"sync"
 	"time"
 
+	"github.com/limpet-auth/limpet/proof"
+	"github.com/limpet-auth/limpet/proof/httpsig"
 	"github.com/limpet-auth/limpet/proof/hwsign"
 )
 
@@ -53,7 +55,7 @@ func main() {
 // A user has a session of its own, as the users of a real server have.
 type user struct {
 	token string
-	sign  func(value string) http.Header // nil: requests without a proof
+	prove func() http.Header // what the next request carries; nil without proofs
 }
 
 // A peer is one server process and the client state to load it with.
@@ -68,7 +70,7 @@ type peer struct {
 
 func measure(rounds, requests, connections int) error {
 	var peers []*peer
-	for _, variant := range []string{bare, guardHMAC, bareECDSA, guardECDSA} {
+	for _, variant := range []string{bare, guardHMAC, guardSignature, bareECDSA, guardECDSA} {
 		p, err := start(variant, connections)
 		if err != nil {
 			return err
@@ -102,7 +104,7 @@ func measure(rounds, requests, connections int) error {
 	}
 	fmt.Println("\n| ratio, round by round | CPU | requests/s |")
 	fmt.Println("|---|---|---|")
-	for _, pair := range [][2]*peer{{peers[1], peers[0]}, {peers[3], peers[2]}} {
+	for _, pair := range [][2]*peer{{peers[1], peers[0]}, {peers[2], peers[0]}, {peers[4], peers[3]}} {
 		fmt.Printf("| %s / %s | %.2f | %.2f |\n", pair[0].variant, pair[1].variant,
 			median(ratios(pair[0].cpu, pair[1].cpu)), median(ratios(pair[0].rate, pair[1].rate)))
 	}
@@ -172,10 +174,103 @@ func (p *peer) login(token string, mac bool) error {
 			return b64(h.Sum(nil))
 		}
 	}
-	p.users = append(p.users, user{token, func(value string) http.Header {
-		return http.Header{n.EphemeralID: {id}, n.Data: {value}, n.DataSig: {tag(value)}}
+	p.users = append(p.users, user{token, func() http.Header {
+		v := value()
+		return http.Header{n.EphemeralID: {id}, n.Data: {v}, n.DataSig: {tag(v)}}
 	}})
 	return nil
+}
+
+// hold binds a session on Limpet's own wire and introduces an ephemeral key.
+func (p *peer) hold(token string) error {
+	device, err := ecdh.P256().GenerateKey(rand.Reader)
+	if err != nil {
+		return err
+	}
+	signer, err := ecdsa.ParseRawPrivateKey(elliptic.P256(), device.Bytes())
+	if err != nil {
+		return err
+	}
+	devicePub, err := proof.NewPublicKey(proof.ECDSAP256, signer.Public())
+	if err != nil {
+		return err
+	}
+	field, err := httpsig.FormatDevice(devicePub, proof.Software)
+	if err != nil {
+		return err
+	}
+	raw := func(message []byte) ([]byte, error) {
+		sum := sha256.Sum256(message)
+		r, s, err := ecdsa.Sign(rand.Reader, signer, sum[:])
+		if err != nil {
+			return nil, err
+		}
+		return append(r.FillBytes(make([]byte, 32)), s.FillBytes(make([]byte, 32))...), nil
+	}
+	login := http.Header{httpsig.DeviceField: {field}}
+	if err := p.sign(login, "POST", "/login", devicePub, proof.ECDSAP256, raw); err != nil {
+		return err
+	}
+	answer, err := p.do("POST", "/login", token, login)
+	if err != nil {
+		return err
+	}
+	server, session, err := httpsig.ParseServer(answer.Get(httpsig.KeyField))
+	if err != nil {
+		return err
+	}
+	ephemeral, err := ecdh.P256().GenerateKey(rand.Reader)
+	if err != nil {
+		return err
+	}
+	public, err := proof.ParsePublicKey(proof.HMACSHA256, ephemeral.PublicKey().Bytes())
+	if err != nil {
+		return err
+	}
+	now := time.Now()
+	d := &proof.Delegation{Algorithm: proof.HMACSHA256, Key: public.Bytes(), Scope: &proof.Scope{
+		NotBefore: now, Expires: now.Add(server.Lease), Session: *session, Audience: p.addr, Server: server.Key.ID(),
+	}}
+	d.Signed = httpsig.Statement(d.Algorithm, d.Key, d.Scope)
+	if d.Signature, err = raw(d.Signed); err != nil {
+		return err
+	}
+	z, err := proof.Agree(ephemeral, server.Key)
+	if err != nil {
+		return err
+	}
+	mac := proof.NewMACKey(proof.RequestSecret(z, d.Signed, public, server.Key))
+	tag := func(message []byte) ([]byte, error) { return mac.Append(nil, message), nil }
+	prove := func(path string) (http.Header, error) {
+		h := http.Header{"Authorization": {"Bearer " + token}}
+		err := p.sign(h, "GET", path, public, proof.HMACSHA256, tag)
+		return h, err
+	}
+	first, err := prove("/")
+	if err != nil {
+		return err
+	}
+	first.Set(httpsig.DelegationField, httpsig.FormatDelegation(d))
+	if _, err := p.do("GET", "/", token, first); err != nil {
+		return err
+	}
+	p.users = append(p.users, user{token, func() http.Header {
+		h, err := prove("/api")
+		if err != nil {
+			log.Fatal(err)
+		}
+		h.Del("Authorization") // which every request has
+		return h
+	}})
+	return nil
+}
+
+func (p *peer) sign(h http.Header, method, path string, key *proof.PublicKey, alg proof.Algorithm, sign func([]byte) ([]byte, error)) error {
+	sum := key.Thumbprint()
+	m := &proof.Message{Method: method, Authority: p.addr, Path: path, Header: h}
+	return httpsig.Sign(m, &httpsig.Signing{
+		KeyID: base64.RawURLEncoding.EncodeToString(sum[:]), Algorithm: alg, Created: time.Now(), Nonce: rand.Text(),
+	}, sign)
 }
 
 func (p *peer) do(method, path, token string, h http.Header) (http.Header, error) {
@@ -235,8 +330,8 @@ func (p *peer) load(n, connections int) (cpu, elapsed time.Duration, err error) 
 	for i := range n {
 		u := p.users[i%connections]
 		r := "GET /api HTTP/1.1\r\nHost: " + p.addr + "\r\nUser-Agent: throughput\r\nAccept: application/json\r\nAuthorization: Bearer " + u.token + "\r\n"
-		if u.sign != nil {
-			for name, v := range u.sign(value()) {
+		if u.prove != nil {
+			for name, v := range u.prove() {
 				r += name + ": " + v[0] + "\r\n"
 			}
 		}

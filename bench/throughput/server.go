@@ -22,10 +22,11 @@ import (
 
 // What a server process is.
 const (
-	bare       = "bare handler"
-	guardHMAC  = "Guard, HMAC proofs"
-	bareECDSA  = "bare handler + one ecdsa.Verify"
-	guardECDSA = "Guard, ECDSA proofs"
+	bare           = "bare handler"
+	guardHMAC      = "Guard, hw-sign HMAC proofs"
+	guardSignature = "Guard, RFC 9421 HMAC proofs"
+	bareECDSA      = "bare handler + one ecdsa.Verify"
+	guardECDSA     = "Guard, hw-sign ECDSA proofs"
 )
 
 // start runs this program as the server of a variant.
@@ -56,8 +57,13 @@ func start(variant string, users int) (*peer, error) {
 			p.users = append(p.users, user{token: token})
 			continue
 		}
-		// The bare ECDSA server ignores the proofs; it gets the same bytes.
-		if err := p.login(token, variant == guardHMAC); err != nil {
+		if variant == guardSignature {
+			err = p.hold(token)
+		} else {
+			// The bare ECDSA server ignores the proofs; it gets the same bytes.
+			err = p.login(token, variant == guardHMAC)
+		}
+		if err != nil {
 			stop()
 			return nil, fmt.Errorf("%s: %w", variant, err)
 		}
@@ -75,7 +81,7 @@ func runServer(variant string) error {
 	switch variant {
 	case bare:
 		api = http.HandlerFunc(answer)
-	case guardHMAC, guardECDSA:
+	case guardHMAC, guardSignature, guardECDSA:
 		api = protected
 	case bareECDSA:
 		if api, err = verifying(); err != nil {

@@ -122,21 +122,7 @@ func edMessage(message []byte, prehash bool) []byte {
 type lease struct {
 	id    string
 	prove prover
-	start time.Time     // when it was asked for, by the clock of the wall and of the process
-	life  time.Duration // from then on
-}
-
-const (
-	defaultLife = 15 * time.Minute // of a lease, where the server does not say
-	maxLife     = 24 * time.Hour
-)
-
-// over reports whether n fifths of the lease have passed. A computer's sleep
-// counts, which the process's clock does not see; setting the clock back does
-// not lengthen the lease, which the wall's would.
-func (l *lease) over(now time.Time, fifths int) bool {
-	age := max(now.Sub(l.start), now.Round(0).Sub(l.start.Round(0)))
-	return age >= l.life/5*time.Duration(fifths)
+	term  // from when it was asked for
 }
 
 // answer is what a server says about the key that a request introduced.

@@ -1,0 +1,99 @@
+package limpet
+
+import (
+	"bytes"
+	"crypto/sha256"
+	"hash"
+	"io"
+	"net/http"
+
+	"github.com/limpet-auth/limpet/proof"
+)
+
+// StreamBody is the [Rule].Body of routes whose app reads the body as it comes.
+const StreamBody = -1
+
+// hashBody reads the body, at most limit bytes of it, and puts it back.
+func hashBody(r *http.Request, limit int64) (sum [sha256.Size]byte, err error) {
+	if r.ContentLength > limit {
+		return sum, &proof.Refusal{Reason: proof.BodyLarge, Detail: "a body over the limit"}
+	}
+	if r.Body == nil { // a request made by hand
+		return sha256.Sum256(nil), nil
+	}
+	var buf bytes.Buffer
+	if r.ContentLength > 0 {
+		buf.Grow(int(r.ContentLength) + bytes.MinRead) // which is at most limit
+	}
+	h := sha256.New()
+	_, err = buf.ReadFrom(io.TeeReader(io.LimitReader(r.Body, limit+1), h))
+	body := buf.Bytes()
+	r.Body = struct { // whole, for mode Observe
+		io.Reader
+		io.Closer
+	}{io.MultiReader(bytes.NewReader(body), r.Body), r.Body}
+	if err != nil {
+		return sum, &proof.Refusal{Reason: proof.Malformed, Detail: "body", Err: err}
+	}
+	if int64(len(body)) > limit {
+		return sum, &proof.Refusal{Reason: proof.BodyLarge, Detail: "a body over the limit"}
+	}
+	return [sha256.Size]byte(h.Sum(nil)), nil
+}
+
+// digestedBody is a body whose last Read fails if it is not the one with the
+// digest. A body that is not read to its end is not checked.
+type digestedBody struct {
+	io.ReadCloser
+	hash hash.Hash
+	want [sha256.Size]byte
+}
+
+func newDigestedBody(body io.ReadCloser, want [sha256.Size]byte) *digestedBody {
+	return &digestedBody{body, sha256.New(), want}
+}
+
+func (b *digestedBody) Read(p []byte) (int, error) {
+	n, err := b.ReadCloser.Read(p)
+	b.hash.Write(p[:n])
+	if err == io.EOF && [sha256.Size]byte(b.hash.Sum(nil)) != b.want {
+		return n, &proof.Refusal{Reason: proof.BodyDiffer, Detail: "the body is not the one with the digest"}
+	}
+	return n, err
+}
+
+// CheckBody returns a handler that compares the body of login requests with the
+// digest that their proof of possession covers, and hands only those to next
+// that have it; the rest it answers with [Refuse]. It reads at most
+// Config.MaxBody. Put it before the handler of the login: when that calls
+// [Guard.Bind], which verifies the proof, it has read the body.
+func (g *Guard) CheckBody(next http.Handler) http.Handler {
+	return http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
+		if err := g.checkBody(r); err != nil {
+			Refuse(w, err)
+			return
+		}
+		next.ServeHTTP(w, r)
+	})
+}
+
+func (g *Guard) checkBody(r *http.Request) error {
+	m := messageOf(r)
+	for _, wire := range wires {
+		offer, err := wire.Offer(&m)
+		if err != nil {
+			return err
+		}
+		if offer == nil || offer.Proof == nil || !offer.Proof.Digest || !m.HasBody {
+			continue
+		}
+		sum, err := hashBody(r, g.cfg.MaxBody)
+		if err != nil {
+			return err
+		}
+		if !bytes.Equal(sum[:], offer.Proof.BodyClaim) {
+			return &proof.Refusal{Reason: proof.BodyDiffer, Detail: "the login's body is not the one with the digest"}
+		}
+	}
+	return nil
+}

@@ -1,0 +1,87 @@
+package limpet
+
+import (
+	"crypto/tls"
+	"errors"
+	"runtime"
+	"sync"
+	"weak"
+
+	"github.com/limpet-auth/limpet/proof"
+	"github.com/limpet-auth/limpet/proof/httpsig"
+)
+
+// channels keeps what was derived for TLS connections: the exporter costs some
+// microseconds and many allocations, a key another HMAC. Requests of one
+// connection share their *tls.ConnectionState; when net/http lets go of it, its
+// entry goes too. A server where they do not share it is merely slower.
+type channels struct {
+	mu sync.Mutex
+	m  map[weak.Pointer[tls.ConnectionState]]*channel
+}
+
+type channel struct {
+	mu       sync.Mutex
+	exported []byte
+	keys     map[*proof.MACKey]*proof.MACKey // by the agreed key
+}
+
+const maxChannelKeys = 256 // a connection; a proxy's may carry many sessions
+
+func (c *channels) of(state *tls.ConnectionState) (*channel, error) {
+	name := weak.Make(state)
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	if ch := c.m[name]; ch != nil {
+		return ch, nil
+	}
+	exported, err := state.ExportKeyingMaterial(httpsig.ExporterLabel, nil, 32)
+	if err != nil {
+		return nil, err
+	}
+	ch := &channel{exported: exported, keys: make(map[*proof.MACKey]*proof.MACKey)}
+	if c.m == nil {
+		c.m = make(map[weak.Pointer[tls.ConnectionState]]*channel)
+	}
+	c.m[name] = ch
+	runtime.AddCleanup(state, c.forget, name)
+	return ch, nil
+}
+
+func (c *channels) forget(name weak.Pointer[tls.ConnectionState]) {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	delete(c.m, name)
+}
+
+// key returns what an agreed key becomes on this connection.
+func (ch *channel) key(agreed *proof.MACKey) *proof.MACKey {
+	ch.mu.Lock()
+	defer ch.mu.Unlock()
+	if key := ch.keys[agreed]; key != nil {
+		return key
+	}
+	for other := range ch.keys { // any one will do: map order is random
+		if len(ch.keys) < maxChannelKeys {
+			break
+		}
+		delete(ch.keys, other)
+	}
+	key := agreed.OnChannel(ch.exported)
+	ch.keys[agreed] = key
+	return key
+}
+
+// channelKey returns [proof.Message].ChannelKey for a connection.
+func (g *Guard) channelKey(state *tls.ConnectionState) func(*proof.EphemeralKey) (*proof.MACKey, error) {
+	return func(e *proof.EphemeralKey) (*proof.MACKey, error) {
+		if !state.HandshakeComplete {
+			return nil, errors.New("the TLS handshake is not complete")
+		}
+		ch, err := g.channels.of(state)
+		if err != nil {
+			return nil, err
+		}
+		return ch.key(e.MAC), nil
+	}
+}

@@ -1,0 +1,301 @@
+package client_test
+
+import (
+	"context"
+	"crypto/tls"
+	"errors"
+	"fmt"
+	"io"
+	"maps"
+	"net"
+	"net/http"
+	"net/http/httptest"
+	"net/http/httptrace"
+	"slices"
+	"strings"
+	"sync"
+	"sync/atomic"
+	"testing"
+
+	"github.com/limpet-auth/limpet/client"
+	"github.com/limpet-auth/limpet/proof"
+)
+
+// serveTLS starts a sigServer that wants proofs bound to their connection, and
+// returns a client of it. between is called before each request that it checks.
+func serveTLS(t *testing.T, http2 bool, between func(w http.ResponseWriter, r *http.Request)) (*sigServer, *httptest.Server, *client.Client, *http.Client) {
+	up := newSigServer()
+	up.channel = true
+	srv := httptest.NewUnstartedServer(http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
+		if r.ProtoMajor == 2 != http2 {
+			t.Errorf("a request by %s", r.Proto)
+		}
+		between(w, r)
+		up.ServeHTTP(w, r)
+	}))
+	srv.EnableHTTP2 = http2
+	srv.Config.ErrorLog = nil
+	srv.StartTLS()
+	t.Cleanup(srv.Close)
+	cl := client.New(newKeystore())
+	return up, srv, cl, &http.Client{Transport: cl.Transport(srv.Client().Transport)}
+}
+
+func bothVersions(t *testing.T, test func(t *testing.T, http2 bool)) {
+	t.Run("http/1.1", func(t *testing.T) { test(t, false) })
+	t.Run("http/2", func(t *testing.T) { test(t, true) })
+}
+
+// One refusal tells that proofs must be bound to their connection. From then on
+// they are, on each of many.
+func TestChannel(t *testing.T) {
+	bothVersions(t, func(t *testing.T, http2 bool) {
+		up, srv, _, c := serveTLS(t, http2, func(http.ResponseWriter, *http.Request) {})
+		token := loginSig(t, c, srv.URL)
+		want(t, c, request(t, "POST", srv.URL+"/x", token, strings.NewReader("y")), 200, "y")
+		up.expect(t, 3, 2, "map[channel_required:1]")
+		var wg sync.WaitGroup
+		for range 16 {
+			wg.Go(func() {
+				for range 20 {
+					want(t, c, request(t, "GET", srv.URL+"/x", token, nil), 200, "")
+					want(t, c, request(t, "POST", srv.URL+"/x", token, struct{ io.Reader }{strings.NewReader("z")}), 200, "z")
+				}
+			})
+		}
+		wg.Wait()
+		up.expect(t, 640, 0, "")
+		for range 10 {
+			srv.CloseClientConnections()
+			c.CloseIdleConnections()
+			want(t, c, request(t, "GET", srv.URL+"/x", token, nil), 200, "")
+		}
+		up.expect(t, 10, 0, "")
+	})
+}
+
+// Connections that break, or are closed by the server in between, move requests
+// to others: each is signed anew for the one it is answered on.
+func TestChannelMoves(t *testing.T) {
+	bothVersions(t, func(t *testing.T, http2 bool) {
+		var n atomic.Int64
+		up, srv, _, c := serveTLS(t, http2, func(w http.ResponseWriter, r *http.Request) {
+			switch {
+			case r.URL.Path != "/x":
+			case http2 && n.Add(1)%7 == 0:
+				w.Header().Set("Connection", "close") // a GOAWAY; net/http sends streams beyond it again
+			case !http2 && n.Add(1)%7 == 0:
+				panic(http.ErrAbortHandler) // net/http sends a GET again if the connection had been used before
+			}
+		})
+		srv.Client().Transport.(*http.Transport).MaxIdleConnsPerHost = 16
+		token := loginSig(t, c, srv.URL)
+		answered, broken := atomic.Int64{}, atomic.Int64{}
+		var wg sync.WaitGroup
+		for i := range 16 {
+			wg.Go(func() {
+				for j := range 40 {
+					method, body := "GET", io.Reader(nil)
+					if http2 && j%2 == 0 {
+						method, body = "POST", strings.NewReader(fmt.Sprint(i, j))
+					}
+					resp, err := c.Do(request(t, method, srv.URL+"/x", token, body))
+					if err != nil { // a connection that broke at its first request
+						t.Log(err)
+						broken.Add(1)
+						continue
+					}
+					got := read(t, resp)
+					if resp.StatusCode != 200 || body != nil && got != fmt.Sprint(i, j) {
+						t.Errorf("%s %q", resp.Status, got)
+					}
+					answered.Add(1)
+				}
+			})
+		}
+		wg.Wait()
+		up.mu.Lock()
+		defer up.mu.Unlock()
+		t.Logf("answered %d, broken %d, refused %v", answered.Load(), broken.Load(), up.refused)
+		if http2 && broken.Load() > 0 {
+			t.Errorf("%d requests were not sent again", broken.Load())
+		}
+		// What was called back too late was refused, and nothing else was.
+		if n := up.refused["nonce_spent"] + up.refused["key_unknown"] + up.refused["body_mismatch"]; n > 0 {
+			t.Errorf("refused %v", up.refused)
+		}
+		seen := map[string]int{}
+		for _, body := range up.bodies {
+			if seen[body]++; body != "" && seen[body] > 1 {
+				t.Errorf("%q was admitted twice", body)
+			}
+		}
+	})
+}
+
+// mover is a base that announces connections as it likes. It reads the headers
+// of each attempt concurrently, as net/http may.
+type mover struct {
+	handler http.Handler
+	conns   [][]net.Conn // of each attempt
+	sent    []http.Header
+	wg      sync.WaitGroup
+}
+
+func (m *mover) RoundTrip(r *http.Request) (*http.Response, error) {
+	if r.URL.Path != "/x" {
+		return direct{m.handler}.RoundTrip(r)
+	}
+	trace := httptrace.ContextClientTrace(r.Context())
+	conns := m.conns[0]
+	m.conns = m.conns[1:]
+	for _, conn := range conns {
+		trace.GotConn(httptrace.GotConnInfo{Conn: conn})
+		m.wg.Go(func() { _ = maps.Clone(r.Header) })
+	}
+	if err := context.Cause(r.Context()); err != nil {
+		return nil, err
+	}
+	m.sent = append(m.sent, r.Header.Clone())
+	return &http.Response{StatusCode: 200, Header: http.Header{}, Body: io.NopCloser(strings.NewReader("ok"))}, nil
+}
+
+// tlsConns returns client ends of TLS connections.
+func tlsConns(t *testing.T, n int) (conns []net.Conn) {
+	srv := httptest.NewTLSServer(http.NotFoundHandler())
+	t.Cleanup(srv.Close)
+	for range n {
+		conn, err := tls.Dial("tcp", srv.Listener.Addr().String(), srv.Client().Transport.(*http.Transport).TLSClientConfig)
+		if err != nil {
+			t.Fatal(err)
+		}
+		t.Cleanup(func() { conn.Close() })
+		conns = append(conns, conn)
+	}
+	return conns
+}
+
+// A request that its base moves is called back, and its headers are not touched
+// any more.
+func TestChannelMoved(t *testing.T) {
+	up := newSigServer()
+	cl := client.New(newKeystore())
+	c := &http.Client{Transport: cl.Transport(direct{up})}
+	token := loginSig(t, c, origin)
+	up.channel = true
+	resp := want(t, c, request(t, "GET", origin+"/y", token, nil), 401, "") // in direct there are no connections
+	if reason := client.Reason(resp); reason != "proof_required" {
+		t.Fatalf("reason %q", reason)
+	}
+	conns := tlsConns(t, 3)
+	plain, _ := net.Pipe()
+	for _, tc := range []struct {
+		conns [][]net.Conn
+		err   string
+		sent  int
+	}{
+		{conns: [][]net.Conn{{conns[0]}}, sent: 1},
+		{conns: [][]net.Conn{{conns[0], conns[1]}, {conns[1]}}, sent: 1},
+		{conns: [][]net.Conn{{conns[0], conns[1], conns[0]}, {conns[1], conns[2]}, {conns[2]}}, sent: 1},
+		{conns: [][]net.Conn{{conns[0], conns[0]}, {conns[0]}}, sent: 1},
+		{conns: [][]net.Conn{{plain}}, err: "TLS"},
+		{conns: slices.Repeat([][]net.Conn{{conns[0], conns[1]}}, 16), err: "break"},
+	} {
+		m := &mover{handler: up, conns: tc.conns}
+		body := &closing{Reader: strings.NewReader("x")}
+		c.Transport = cl.Transport(m)
+		resp, err := c.Do(request(t, "POST", origin+"/x", token, body))
+		m.wg.Wait()
+		if (err == nil) != (tc.err == "") || err != nil && !strings.Contains(err.Error(), tc.err) || len(m.sent) != tc.sent || len(m.conns) != 0 {
+			t.Errorf("error %v, %d sent, %d attempts left", err, len(m.sent), len(m.conns))
+			continue
+		}
+		if err != nil {
+			continue
+		}
+		if got := read(t, resp); got != "ok" || m.sent[0].Get("Limpet-Channel") != "tls-exporter" || m.sent[0].Get("Signature") == "" {
+			t.Errorf("%q, sent %v", got, m.sent)
+		}
+	}
+}
+
+// A signing key cannot be bound to a connection, and neither can plain HTTP:
+// there the refusal is the answer.
+func TestChannelCannot(t *testing.T) {
+	up, srv, cl, c := serveTLS(t, true, func(http.ResponseWriter, *http.Request) {})
+	cl.Ephemeral = proof.ECDSAP256
+	token := loginSig(t, c, srv.URL)
+	resp := want(t, c, request(t, "GET", srv.URL+"/x", token, nil), 401, "")
+	if reason := client.Reason(resp); reason != "channel_required" {
+		t.Errorf("reason %q", reason)
+	}
+	plain := httptest.NewServer(up)
+	defer plain.Close()
+	c = &http.Client{Transport: client.New(newKeystore()).Transport(nil)}
+	token = loginSig(t, c, plain.URL)
+	resp = want(t, c, request(t, "GET", plain.URL+"/x", token, nil), 401, "")
+	if reason := client.Reason(resp); reason != "channel_required" {
+		t.Errorf("reason %q", reason)
+	}
+}
+
+// The end of a request's context is its own, not taken for a broken connection.
+func TestChannelCancelled(t *testing.T) {
+	stop := make(chan struct{})
+	_, srv, _, c := serveTLS(t, true, func(_ http.ResponseWriter, r *http.Request) {
+		if r.URL.Path == "/slow" {
+			close(stop)
+			<-r.Context().Done()
+		}
+	})
+	token := loginSig(t, c, srv.URL)
+	want(t, c, request(t, "GET", srv.URL+"/x", token, nil), 200, "")
+	ctx, cancel := context.WithCancel(t.Context())
+	go func() { <-stop; cancel() }()
+	_, err := c.Do(request(t, "GET", srv.URL+"/slow", token, nil).WithContext(ctx))
+	if !errors.Is(err, context.Canceled) {
+		t.Errorf("error %v", err)
+	}
+}
+
+// A stream in both directions stays one.
+func TestChannelUpgrade(t *testing.T) {
+	up := newSigServer()
+	up.channel = true
+	srv := httptest.NewTLSServer(http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
+		if r.Header.Get("Upgrade") == "" || r.Header.Get("Limpet-Channel") == "" {
+			up.ServeHTTP(w, r)
+			return
+		}
+		conn, rw, err := http.NewResponseController(w).Hijack()
+		if err != nil {
+			t.Error(err)
+			return
+		}
+		defer conn.Close()
+		io.WriteString(rw, "HTTP/1.1 101 Switching Protocols\r\nConnection: Upgrade\r\nUpgrade: echo\r\n\r\n")
+		rw.Flush()
+		line, _ := rw.ReadString('\n')
+		io.WriteString(rw, "echo "+line)
+		rw.Flush()
+	}))
+	defer srv.Close()
+	c := &http.Client{Transport: client.New(newKeystore()).Transport(srv.Client().Transport)}
+	req := request(t, "GET", srv.URL+"/x", loginSig(t, c, srv.URL), nil)
+	req.Header.Set("Connection", "Upgrade")
+	req.Header.Set("Upgrade", "echo")
+	resp, err := c.Do(req)
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer resp.Body.Close()
+	both, ok := resp.Body.(io.ReadWriter)
+	if !ok || resp.StatusCode != 101 {
+		t.Fatalf("%s, body %T", resp.Status, resp.Body)
+	}
+	io.WriteString(both, "hello\n")
+	got := make([]byte, 11)
+	if _, err := io.ReadFull(both, got); err != nil || string(got) != "echo hello\n" {
+		t.Errorf("%q %v", got, err)
+	}
+}

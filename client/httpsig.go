@@ -1,0 +1,414 @@
+package client
+
+import (
+	"context"
+	"crypto/rand"
+	"crypto/sha256"
+	"encoding/base64"
+	"errors"
+	"fmt"
+	"net/http"
+	"slices"
+	"strings"
+	"time"
+
+	"github.com/limpet-auth/limpet/hwkey"
+	"github.com/limpet-auth/limpet/proof"
+	"github.com/limpet-auth/limpet/proof/httpsig"
+)
+
+// httpsigWire is a session on Limpet's own wire. The device key signs one
+// delegation a lease, and the key of requests is agreed with the server's key,
+// which is known beforehand: no answer is awaited. Requests carry the delegation
+// until one that did was admitted.
+type httpsigWire struct {
+	*session
+
+	// Guarded by session.mu.
+	id     *[sha256.Size]byte // of the session, as the server reads it; nil until it is known
+	grant  *grant             // nil before the first and after a refusal
+	agreed *agreement         // the grant with the server's key; nil before the first
+
+	// anonymous is for logins that the old session keeps from being read.
+	anonymous bool
+}
+
+// limpetFields are those that only the client itself sets.
+var limpetFields = []string{
+	httpsig.DeviceField, httpsig.DelegationField, httpsig.SessionField, httpsig.ChallengeField, httpsig.ChannelField,
+}
+
+func (w *httpsigWire) digests() bool { return true }
+
+func (w *httpsigWire) describe(saved *Session) {
+	saved.Wire = HTTPSig.String()
+	if w.id != nil {
+		saved.ID = tokenHash(*w.id).String()
+	}
+}
+
+func (w *httpsigWire) end() { w.grant, w.agreed = nil, nil }
+
+// offer adds the device key to a login, and signs the request with it.
+func (w *httpsigWire) offer(out *try, old *session) (sent, error) {
+	alg, _ := deviceAlgorithm(w.device.Info().Algorithm)
+	public, err := proof.NewPublicKey(alg, w.device.Public())
+	if err != nil {
+		return nil, fmt.Errorf("limpet: client: device key: %w", err)
+	}
+	device, err := httpsig.FormatDevice(public, proof.Level(w.device.Info().Level))
+	if err != nil {
+		return nil, fmt.Errorf("limpet: client: device key: %w", err)
+	}
+	p := &httpsigOffer{wire: w, old: old}
+	if old != nil && w.anonymous {
+		dropTokens(out.Header, old.tokens)
+	}
+	p.challenge = w.begin(out)
+	out.Header[httpsig.DeviceField] = []string{device}
+	if alg == proof.RSAPSS {
+		alg = 0 // PSS with SHA-256 has no name there
+	}
+	err = sign(messageOf(out), w.site.now(), keyID(public), alg, func(base []byte) ([]byte, error) { return signExact(w.device, base) })
+	if err != nil {
+		return nil, w.keyError(err)
+	}
+	return p, nil
+}
+
+// begin sets the fields that all signed requests have, and returns the
+// challenge that is covered.
+func (w *httpsigWire) begin(out *try) (challenge string) {
+	for _, name := range limpetFields {
+		delete(out.Header, name)
+	}
+	if out.digest != nil {
+		out.Header[httpsig.DigestField] = []string{httpsig.FormatDigest(*out.digest)}
+	}
+	if c := w.site.challenge.Load(); c != nil {
+		challenge = *c
+		out.Header[httpsig.ChallengeField] = []string{challenge}
+	}
+	return challenge
+}
+
+// bound reads what the server says of itself and the session. A proxy may have
+// dropped that, then the server is asked.
+func (w *httpsigWire) bound(out *try, resp *http.Response) bool {
+	text, err := header(resp.Header, httpsig.KeyField)
+	if err == nil && text != "" {
+		if server, id, err := httpsig.ParseServer(text); err == nil {
+			w.site.learn(server)
+			if id != nil {
+				w.mu.Lock()
+				w.id = id
+				w.mu.Unlock()
+				return true
+			}
+		}
+	}
+	// Without an answer, which is no answer of this kind, nothing is given up.
+	return !errors.Is(w.site.ask(out), errNoLimpet) || w.site.server.Load() != nil
+}
+
+// httpsigOffer is the device key in one sending of a login.
+type httpsigOffer struct {
+	wire      *httpsigWire
+	old       *session
+	challenge string
+}
+
+func (p *httpsigOffer) answered(resp *http.Response, err error, _ time.Time) error {
+	if err == nil {
+		p.wire.site.read(resp)
+	}
+	return err
+}
+
+func (p *httpsigOffer) remedy(reason proof.Reason, resp *http.Response, _ sent) bool {
+	switch reason {
+	case proof.ClockSkew:
+		return p.wire.site.adjust(resp.Header.Get("Date"))
+	case proof.Stale:
+		return p.wire.site.moved(p.challenge)
+	case proof.KeyUnknown, proof.Required, proof.Malformed, proof.Invalid, proof.SessionEnded:
+		// The guard of the login's route took it for a request of the session
+		// whose token it carries, which the new key cannot prove.
+		if p.old != nil && !p.wire.anonymous {
+			p.wire.anonymous = true
+			return true
+		}
+	}
+	return false
+}
+
+// prove adds the proof to a request.
+func (w *httpsigWire) prove(out *try) (sent, error) {
+	m := messageOf(out)
+	m.Session, m.InCookie = w.credential(out)
+	a, err := w.key(out, m)
+	if err != nil {
+		return nil, err
+	}
+	p := &httpsigProof{wire: w, req: out.Request, agreement: a, delegated: !a.known.Load()}
+	p.challenge = w.begin(out)
+	if m.InCookie {
+		out.Header[httpsig.SessionField] = []string{httpsig.FormatSession(m.Session)}
+	}
+	if p.delegated {
+		out.Header[httpsig.DelegationField] = []string{a.delegation}
+	}
+	if a.mac != nil && m.Scheme == "https" && w.site.channel.Load() {
+		p.channel = true
+		out.Header[httpsig.ChannelField] = []string{httpsig.Channel}
+		out.channel = &channelSigner{site: w.site, agreement: a, message: m}
+		return p, nil
+	}
+	if err := sign(m, w.site.now(), a.keyID, a.Algorithm, a.sign); err != nil {
+		return nil, fmt.Errorf("limpet: client: %s: %w", w.origin, err)
+	}
+	return p, nil
+}
+
+// sign signs a request.
+func sign(m *proof.Message, now time.Time, key string, alg proof.Algorithm, by func(base []byte) ([]byte, error)) error {
+	var nonce [16]byte
+	rand.Read(nonce[:]) // never fails
+	return httpsig.Sign(m, &httpsig.Signing{
+		KeyID:     key,
+		Algorithm: alg,
+		Created:   now,
+		Nonce:     base64.RawURLEncoding.EncodeToString(nonce[:]),
+	}, by)
+}
+
+// keyID names a key in signatures.
+func keyID(key *proof.PublicKey) string {
+	sum := key.Thumbprint()
+	return base64.RawURLEncoding.EncodeToString(sum[:])
+}
+
+// messageOf returns a request as the server will see it.
+func messageOf(out *try) *proof.Message {
+	m := &proof.Message{
+		Method:  out.Method,
+		Scheme:  strings.ToLower(out.URL.Scheme),
+		Header:  out.Header,
+		HasBody: out.digest != nil,
+		Body:    out.digest,
+	}
+	if m.Method == "" {
+		m.Method = http.MethodGet
+	}
+	host := out.Host
+	if host == "" {
+		host = out.URL.Host
+	}
+	m.Authority = proof.Authority(m.Scheme, host)
+	m.Path, m.RawQuery, _ = strings.Cut(out.URL.RequestURI(), "?")
+	return m
+}
+
+// credential returns the ID of the session, and whether the request carries its
+// token in a cookie.
+func (w *httpsigWire) credential(out *try) (id [sha256.Size]byte, inCookie bool) {
+	w.mu.Lock()
+	known := w.id
+	w.mu.Unlock()
+	bearer, isBearer := bearerToken(out.Request)
+	if known != nil {
+		if !isBearer || hashOf(bearer) != *known {
+			return *known, true
+		}
+		if !slices.ContainsFunc(out.Cookies(), func(c *http.Cookie) bool { return hashOf(c.Value) == *known }) {
+			return *known, false
+		}
+	}
+	w.site.describe(out, true) // if it does not say, the likely is assumed
+	place := w.site.token.Load()
+	if isBearer && (place == nil || place.cookie == "") {
+		return hashOf(bearer), false
+	}
+	for _, c := range out.Cookies() {
+		if place != nil && strings.EqualFold(c.Name, place.cookie) || place == nil && slices.Contains(w.tokens, hashOf(c.Value)) {
+			return hashOf(plainCookie(c.Value)), true
+		}
+	}
+	return hashOf(bearer), !isBearer
+}
+
+// httpsigProof is the proof of one sending.
+type httpsigProof struct {
+	wire      *httpsigWire
+	req       *http.Request
+	agreement *agreement
+	delegated bool   // it carries the delegation
+	challenge string // that it covers, "" if none
+	channel   bool   // it is bound to its TLS connection
+}
+
+func (p *httpsigProof) answered(resp *http.Response, err error, _ time.Time) error {
+	if err != nil {
+		return err
+	}
+	p.wire.site.read(resp)
+	// What failed on the way or in the guard's store says nothing of the key.
+	if p.delegated && resp.StatusCode != http.StatusUnauthorized && resp.StatusCode < 500 {
+		p.agreement.known.Store(true)
+	}
+	return nil
+}
+
+func (p *httpsigProof) remedy(reason proof.Reason, resp *http.Response, _ sent) bool {
+	site := p.wire.site
+	switch reason {
+	case proof.KeyUnknown:
+		p.unknown(resp)
+		return true
+	case proof.ClockSkew:
+		if !site.adjust(resp.Header.Get("Date")) {
+			return false
+		}
+		if now := site.now(); p.agreement.Scope.NotBefore.After(now) || !now.Before(p.agreement.Scope.Expires) {
+			p.wire.drop(p.agreement.grant)
+		}
+		return true
+	case proof.Stale:
+		return site.moved(p.challenge)
+	case proof.NoChannel:
+		if p.agreement.mac == nil || p.channel || !strings.EqualFold(p.req.URL.Scheme, "https") {
+			return false
+		}
+		site.channel.Store(true)
+		return true
+	case proof.Invalid:
+		return p.outdated()
+	case proof.NonceSpent:
+		return harmless(p.req)
+	}
+	return false
+}
+
+// unknown does what can be done for a server that does not know the ephemeral
+// key. It costs the device key a signature only if nothing else is left.
+func (p *httpsigProof) unknown(resp *http.Response) {
+	w, a := p.wire, p.agreement
+	a.known.Store(false)
+	if server := w.site.server.Load(); a.mac != nil && server != nil && !a.with(server) {
+		return // the next request agrees with the server's new key
+	}
+	now := w.site.now()
+	if date, err := http.ParseTime(resp.Header.Get("Date")); err == nil {
+		now = date
+	}
+	if p.delegated || !now.Before(a.Scope.Expires) {
+		w.drop(a.grant)
+	}
+}
+
+// outdated reports whether a proof may be invalid because client and server
+// have agreed more than one key for the grant, and does what helps.
+func (p *httpsigProof) outdated() bool {
+	w, a := p.wire, p.agreement
+	w.mu.Lock()
+	defer w.mu.Unlock()
+	if w.agreed != a {
+		return true // the server knows the newer one
+	}
+	if a.anew && w.grant == a.grant {
+		w.grant = nil // it knows an older one, and will until the lease is over
+		return true
+	}
+	return false
+}
+
+func (w *httpsigWire) drop(g *grant) {
+	w.mu.Lock()
+	defer w.mu.Unlock()
+	if w.grant == g {
+		w.grant = nil
+	}
+}
+
+// key returns the key that a request is proven with.
+func (w *httpsigWire) key(out *try, m *proof.Message) (*agreement, error) {
+	w.mu.Lock()
+	a := w.agreed
+	if a != nil && a.grant == w.grant && a.known.Load() && a.fits(m) && !a.over(time.Now(), 4) {
+		w.mu.Unlock()
+		return a, nil
+	}
+	w.mu.Unlock()
+
+	agrees := w.client.Ephemeral == 0 || w.client.Ephemeral == proof.HMACSHA256
+	server, err := w.site.describe(out, false)
+	if err != nil && agrees {
+		return nil, fmt.Errorf("limpet: client: %s: the server's key: %w", w.origin, err)
+	}
+	lease := defaultLife
+	if server != nil {
+		lease = server.Lease
+	}
+	g, err := w.granted(out.Context(), m, lease)
+	if err != nil {
+		return nil, err
+	}
+	w.mu.Lock()
+	defer w.mu.Unlock()
+	a = w.agreed
+	before := a != nil && a.grant == g
+	if before && (!agrees || a.known.Load() || a.with(server)) {
+		return a, nil // a key that the server knows is good also when it takes others by now
+	}
+	var key *proof.PublicKey
+	if agrees {
+		key = server.Key
+	}
+	if a, err = g.agreeWith(key); err != nil {
+		return nil, fmt.Errorf("limpet: client: %s: key agreement: %w", w.origin, err)
+	}
+	a.anew = before
+	if !w.ended {
+		w.agreed = a
+	}
+	return a, nil
+}
+
+// granted returns the current grant for requests like m. It has the next one
+// made in time, and waits only if there is none.
+func (w *httpsigWire) granted(ctx context.Context, m *proof.Message, lease time.Duration) (*grant, error) {
+	for {
+		w.mu.Lock()
+		now := time.Now()
+		live := w.grant != nil && w.grant.fits(m) && !w.grant.over(now, 5)
+		if live && !w.grant.over(now, 4) {
+			defer w.mu.Unlock()
+			return w.grant, nil
+		}
+		if w.ended {
+			w.mu.Unlock()
+			return nil, w.gone()
+		}
+		if w.mayStart() {
+			w.startGrant(m, lease)
+		}
+		if live {
+			defer w.mu.Unlock()
+			return w.grant, nil
+		}
+		signing := w.signing
+		w.mu.Unlock()
+		if err := w.wait(ctx, signing); err != nil {
+			return nil, err
+		}
+	}
+}
+
+// startGrant has the device key delegate to a new ephemeral key. w.mu is held.
+func (w *httpsigWire) startGrant(m *proof.Message, lease time.Duration) {
+	scope := proof.Scope{Session: m.Session, Audience: m.Authority}
+	w.start(func(device hwkey.Key) (func(), error) {
+		g, err := newGrant(device, w.client.Ephemeral, scope, w.site.now(), lease)
+		return func() { w.grant = g }, err
+	})
+}
