@@ -111,3 +111,33 @@ func TestChannel(t *testing.T) {
 	}
 	t.Errorf("%d connections are remembered after their end", held)
 }
+
+// BenchmarkChannel is the key of a TLS connection: derived, and remembered.
+func BenchmarkChannel(b *testing.B) {
+	server := httptest.NewTLSServer(http.NotFoundHandler())
+	defer server.Close()
+	conn, err := tls.Dial("tcp", server.Listener.Addr().String(), &tls.Config{InsecureSkipVerify: true})
+	if err != nil {
+		b.Fatal(err)
+	}
+	defer conn.Close()
+	state := conn.ConnectionState()
+	agreed := &proof.EphemeralKey{MAC: proof.NewMACKey([]byte("agreed"))}
+	b.Run("bare", func(b *testing.B) {
+		b.ReportAllocs()
+		for b.Loop() {
+			if _, err := state.ExportKeyingMaterial(httpsig.ExporterLabel, nil, 32); err != nil {
+				b.Fatal(err)
+			}
+		}
+	})
+	b.Run("limpet", func(b *testing.B) {
+		var g Guard
+		b.ReportAllocs()
+		for b.Loop() {
+			if _, err := g.channelKey(&state)(agreed); err != nil {
+				b.Fatal(err)
+			}
+		}
+	})
+}

@@ -2,7 +2,10 @@ module github.com/limpet-auth/limpet/bench
 
 go 1.26.0
 
-require github.com/limpet-auth/limpet v0.0.0
+require (
+	github.com/go-jose/go-jose/v4 v4.1.8
+	github.com/limpet-auth/limpet v0.0.0
+)
 
 require (
 	github.com/foxboron/go-tpm-keyfiles v0.0.0-20251226215517-609e4778396f // indirect

@@ -37,12 +37,13 @@ func main() {
 	log.SetFlags(0)
 	log.SetPrefix("throughput: ")
 	rounds := flag.Int("rounds", 8, "rounds over all servers; at least 6")
-	requests := flag.Int("requests", 40_000, "requests a round to the bare and the HMAC server; a quarter of it to the ECDSA servers")
+	requests := flag.Int("requests", 40_000, "requests a round to the bare and the HMAC server; a quarter of it to those that verify signatures")
 	connections := flag.Int("connections", 16, "connections that send at the same time")
 	serve := flag.String("serve", "", "be the server of this variant (for this command's own use)")
+	issuer := flag.String("issuer", "", "URL of the issuer of access tokens (likewise)")
 	flag.Parse()
 	if *serve != "" {
-		log.Fatal(runServer(*serve))
+		log.Fatal(runServer(*serve, *issuer))
 	}
 	if *rounds < 6 || *requests < *connections || *connections < 1 {
 		log.Fatal("want at least 6 rounds, one connection and a request for each")
@@ -54,7 +55,8 @@ func main() {
 
 // A user has a session of its own, as the users of a real server have.
 type user struct {
-	token string
+	scheme, token string
+
 	prove func() http.Header // what the next request carries; nil without proofs
 }
 
@@ -70,8 +72,13 @@ type peer struct {
 
 func measure(rounds, requests, connections int) error {
 	var peers []*peer
-	for _, variant := range []string{bare, guardHMAC, guardSignature, bareECDSA, guardECDSA} {
-		p, err := start(variant, connections)
+	tokens, err := newIssuer()
+	if err != nil {
+		return err
+	}
+	defer tokens.Close()
+	for _, variant := range []string{bare, guardHMAC, guardSignature, bareECDSA, guardECDSA, bareToken, guardDPoP} {
+		p, err := start(variant, connections, tokens)
 		if err != nil {
 			return err
 		}
@@ -81,7 +88,8 @@ func measure(rounds, requests, connections int) error {
 	for round := range rounds + 1 {
 		for _, p := range peers {
 			n := requests
-			if p.variant == bareECDSA || p.variant == guardECDSA {
+			switch p.variant {
+			case bareECDSA, guardECDSA, bareToken, guardDPoP:
 				n /= 4
 			}
 			cpu, elapsed, err := p.load(n, connections)
@@ -104,7 +112,7 @@ func measure(rounds, requests, connections int) error {
 	}
 	fmt.Println("\n| ratio, round by round | CPU | requests/s |")
 	fmt.Println("|---|---|---|")
-	for _, pair := range [][2]*peer{{peers[1], peers[0]}, {peers[2], peers[0]}, {peers[4], peers[3]}} {
+	for _, pair := range [][2]*peer{{peers[1], peers[0]}, {peers[2], peers[0]}, {peers[4], peers[3]}, {peers[6], peers[5]}} {
 		fmt.Printf("| %s / %s | %.2f | %.2f |\n", pair[0].variant, pair[1].variant,
 			median(ratios(pair[0].cpu, pair[1].cpu)), median(ratios(pair[0].rate, pair[1].rate)))
 	}
@@ -174,7 +182,7 @@ func (p *peer) login(token string, mac bool) error {
 			return b64(h.Sum(nil))
 		}
 	}
-	p.users = append(p.users, user{token, func() http.Header {
+	p.users = append(p.users, user{"Bearer", token, func() http.Header {
 		v := value()
 		return http.Header{n.EphemeralID: {id}, n.Data: {v}, n.DataSig: {tag(v)}}
 	}})
@@ -254,7 +262,7 @@ func (p *peer) hold(token string) error {
 	if _, err := p.do("GET", "/", token, first); err != nil {
 		return err
 	}
-	p.users = append(p.users, user{token, func() http.Header {
+	p.users = append(p.users, user{"Bearer", token, func() http.Header {
 		h, err := prove("/api")
 		if err != nil {
 			log.Fatal(err)
@@ -329,7 +337,7 @@ func (p *peer) load(n, connections int) (cpu, elapsed time.Duration, err error) 
 	batches := make([][][]byte, connections)
 	for i := range n {
 		u := p.users[i%connections]
-		r := "GET /api HTTP/1.1\r\nHost: " + p.addr + "\r\nUser-Agent: throughput\r\nAccept: application/json\r\nAuthorization: Bearer " + u.token + "\r\n"
+		r := "GET /api HTTP/1.1\r\nHost: " + p.addr + "\r\nUser-Agent: throughput\r\nAccept: application/json\r\nAuthorization: " + u.scheme + " " + u.token + "\r\n"
 		if u.prove != nil {
 			for name, v := range u.prove() {
 				r += name + ": " + v[0] + "\r\n"

@@ -16,7 +16,9 @@ import (
 	"syscall"
 	"time"
 
+	"github.com/go-jose/go-jose/v4"
 	"github.com/limpet-auth/limpet"
+	"github.com/limpet-auth/limpet/oauth"
 	"github.com/limpet-auth/limpet/store/memstore"
 )
 
@@ -27,15 +29,17 @@ const (
 	guardSignature = "Guard, RFC 9421 HMAC proofs"
 	bareECDSA      = "bare handler + one ecdsa.Verify"
 	guardECDSA     = "Guard, hw-sign ECDSA proofs"
+	bareToken      = "bare handler + one ecdsa.Verify + one JWT verified"
+	guardDPoP      = "Guard, DPoP proofs and JWT access tokens"
 )
 
 // start runs this program as the server of a variant.
-func start(variant string, users int) (*peer, error) {
+func start(variant string, users int, tokens *issuer) (*peer, error) {
 	self, err := os.Executable()
 	if err != nil {
 		return nil, err
 	}
-	cmd := exec.Command(self, "-serve", variant)
+	cmd := exec.Command(self, "-serve", variant, "-issuer", tokens.URL)
 	cmd.Stderr = os.Stderr
 	out, err := cmd.StdoutPipe()
 	if err != nil {
@@ -53,13 +57,14 @@ func start(variant string, users int) (*peer, error) {
 	p := &peer{variant: variant, addr: strings.TrimSpace(addr), stop: stop}
 	for range users {
 		token := rand.Text() + rand.Text()[:17] // 43 characters, as 32 bytes in base64
-		if variant == bare {
-			p.users = append(p.users, user{token: token})
-			continue
-		}
-		if variant == guardSignature {
+		switch variant {
+		case bare:
+			p.users = append(p.users, user{scheme: "Bearer", token: token})
+		case guardSignature:
 			err = p.hold(token)
-		} else {
+		case bareToken, guardDPoP:
+			err = p.dpop(tokens)
+		default:
 			// The bare ECDSA server ignores the proofs; it gets the same bytes.
 			err = p.login(token, variant == guardHMAC)
 		}
@@ -71,8 +76,12 @@ func start(variant string, users int) (*peer, error) {
 	return p, nil
 }
 
-func runServer(variant string) error {
-	guard, err := limpet.New(limpet.Config{Session: limpet.Bearer(), Store: memstore.New(nil)})
+func runServer(variant, issuer string) error {
+	tokens, err := oauth.NewJWT(oauth.JWTConfig{Issuer: issuer, Audience: audience, JWKS: issuer + "/jwks"})
+	if err != nil {
+		return err
+	}
+	guard, err := limpet.New(limpet.Config{Session: limpet.Bearer(), Store: memstore.New(nil), Tokens: tokens})
 	if err != nil {
 		return err
 	}
@@ -81,10 +90,18 @@ func runServer(variant string) error {
 	switch variant {
 	case bare:
 		api = http.HandlerFunc(answer)
-	case guardHMAC, guardSignature, guardECDSA:
+	case guardHMAC, guardSignature, guardECDSA, guardDPoP:
 		api = protected
 	case bareECDSA:
-		if api, err = verifying(); err != nil {
+		if api, err = verifying(nil); err != nil {
+			return err
+		}
+	case bareToken:
+		keys, err := fetchKeys(issuer)
+		if err != nil {
+			return err
+		}
+		if api, err = verifying(keys); err != nil {
 			return err
 		}
 	default:
@@ -124,8 +141,9 @@ func answer(w http.ResponseWriter, r *http.Request) {
 	}{1, "limpet", true})
 }
 
-// verifying is the app after one raw signature check a request.
-func verifying() (http.Handler, error) {
+// verifying is the app after one raw signature check a request and, with keys,
+// that of the access token.
+func verifying(keys *jose.JSONWebKeySet) (http.Handler, error) {
 	key, err := ecdsa.GenerateKey(elliptic.P256(), rand.Reader)
 	if err != nil {
 		return nil, err
@@ -141,6 +159,12 @@ func verifying() (http.Handler, error) {
 		if !ecdsa.VerifyASN1(&key.PublicKey, sum[:], sig) {
 			http.Error(w, "refused", http.StatusUnauthorized)
 			return
+		}
+		if keys != nil {
+			if err := verifyToken(keys, strings.TrimPrefix(r.Header.Get("Authorization"), "DPoP ")); err != nil {
+				http.Error(w, "refused", http.StatusUnauthorized)
+				return
+			}
 		}
 		answer(w, r)
 	}), nil

@@ -13,16 +13,19 @@ import (
 	"log/slog"
 	"math"
 	"net/http"
+	"strings"
 	"time"
 	"unicode"
 	"unicode/utf8"
 
 	"github.com/limpet-auth/limpet"
 	"github.com/limpet-auth/limpet/proof"
+	"github.com/limpet-auth/limpet/proof/httpsig"
 )
 
 const (
 	maxBody      = 64 << 10 // bytes of a request to /register or /login
+	maxEcho      = 1 << 20  // bytes of a request to a protected path
 	maxName      = 64       // characters of a user name
 	maxPassword  = 1024     // bytes
 	tokenBytes   = 32
@@ -33,13 +36,15 @@ const (
 // Config is what a [Server] is made from. Store must be set.
 type Config struct {
 	Store   limpet.Store  // accounts and sessions
-	Rule    limpet.Rule   // for /authenticated and /logout
+	Rule    limpet.Rule   // for /authenticated, /echo and /logout; Body is by default 1 MiB
 	Lease   time.Duration // see limpet.Config
 	SealKey []byte        // see limpet.Config
 	Logger  *slog.Logger  // default slog.Default()
 }
 
-// Server serves /register, /login, /authenticated and /logout.
+// Server serves /register and /login and, to bound sessions with a proof,
+// /authenticated, /echo and /logout; to all clients what they need for a proof,
+// at [httpsig.WellKnownPath].
 type Server struct {
 	*limpet.Guard // sessions: list and revoke
 
@@ -47,7 +52,10 @@ type Server struct {
 	log           *slog.Logger
 	passwords     passwords
 	failures      failures
+	wellKnown     http.Handler
+	login         http.Handler
 	authenticated http.Handler
+	echo          http.Handler
 	logout        http.Handler
 }
 
@@ -56,12 +64,16 @@ func New(cfg Config) (*Server, error) {
 	if cfg.Logger == nil {
 		cfg.Logger = slog.Default()
 	}
+	if cfg.Rule.Body == 0 {
+		cfg.Rule.Body = maxEcho
+	}
 	guard, err := limpet.New(limpet.Config{
 		Session:  limpet.Bearer(),
 		Store:    cfg.Store,
 		Rule:     cfg.Rule,
 		Lease:    cfg.Lease,
 		Lifetime: lifetime,
+		MaxBody:  maxBody,
 		SealKey:  cfg.SealKey,
 		Logger:   cfg.Logger,
 	})
@@ -69,7 +81,10 @@ func New(cfg Config) (*Server, error) {
 		return nil, err
 	}
 	s := &Server{Guard: guard, store: cfg.Store, log: cfg.Logger, passwords: newPasswords(), failures: newFailures()}
+	s.wellKnown = guard.WellKnown()
+	s.login = guard.CheckBody(http.HandlerFunc(s.serveLogin))
 	s.authenticated = guard.Protect(http.HandlerFunc(s.serveAuthenticated))
+	s.echo = guard.Protect(http.HandlerFunc(s.serveEcho))
 	s.logout = guard.Protect(http.HandlerFunc(s.serveLogout))
 	return s, nil
 }
@@ -80,15 +95,19 @@ func (s *Server) ServeHTTP(w http.ResponseWriter, r *http.Request) {
 	if cors(w, r) {
 		return
 	}
-	switch r.URL.Path {
-	case "/register":
+	switch path := r.URL.Path; {
+	case path == httpsig.WellKnownPath:
+		s.wellKnown.ServeHTTP(w, r)
+	case path == "/register":
 		s.post(w, r, s.serveRegister)
-	case "/login":
-		s.post(w, r, s.serveLogin)
-	case "/logout":
+	case path == "/login":
+		s.post(w, r, s.login.ServeHTTP)
+	case path == "/logout":
 		s.post(w, r, s.logout.ServeHTTP)
-	case "/authenticated":
+	case path == "/authenticated":
 		s.authenticated.ServeHTTP(w, r)
+	case path == "/echo" || strings.HasPrefix(path, "/echo/"):
+		s.echo.ServeHTTP(w, r)
 	default:
 		refuse(w, http.StatusNotFound, "not_found", "there is nothing here")
 	}
@@ -186,6 +205,26 @@ func (s *Server) serveAuthenticated(w http.ResponseWriter, r *http.Request) {
 		body["session"], body["expires"] = b.Session.String(), b.Expires.Unix()
 	}
 	answer(w, http.StatusOK, body)
+}
+
+// serveEcho tells what it was asked, with any method and body: something to try
+// proofs on.
+func (s *Server) serveEcho(w http.ResponseWriter, r *http.Request) {
+	if _, ok := s.session(w, r); !ok {
+		return
+	}
+	n, err := io.Copy(io.Discard, http.MaxBytesReader(w, r.Body, maxEcho))
+	var refusal *proof.Refusal
+	switch tooLarge := (*http.MaxBytesError)(nil); {
+	case errors.As(err, &tooLarge):
+		limpet.Refuse(w, &proof.Refusal{Reason: proof.BodyLarge})
+	case errors.As(err, &refusal): // of a body that was not read before
+		limpet.Refuse(w, err)
+	case err != nil:
+		refuse(w, http.StatusBadRequest, "bad_request", "the body cannot be read")
+	default:
+		answer(w, http.StatusOK, map[string]any{"method": r.Method, "path": r.URL.EscapedPath(), "query": r.URL.RawQuery, "bytes": n})
+	}
 }
 
 func (s *Server) serveLogout(w http.ResponseWriter, r *http.Request) {

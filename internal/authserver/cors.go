@@ -5,6 +5,7 @@ import (
 	"slices"
 	"strings"
 
+	"github.com/limpet-auth/limpet/proof/httpsig"
 	"github.com/limpet-auth/limpet/proof/hwsign"
 )
 
@@ -12,12 +13,16 @@ import (
 // knows no cookies, so a page can use only tokens and keys that it has.
 var (
 	corsMethods = "GET, HEAD, POST, PUT, PATCH, DELETE"
-	corsRequest = strings.Join(slices.Concat([]string{"Authorization", "Content-Type"},
-		hwsign.BoundToken.All(), hwsign.DBCS.All()), ", ")
-	corsResponse = strings.Join(append(answers(hwsign.BoundToken, hwsign.DBCS), "WWW-Authenticate", "Retry-After"), ", ")
+	corsRequest = strings.Join(slices.Concat([]string{"Authorization", "Content-Type"}, []string{
+		"Signature", "Signature-Input", httpsig.DigestField, httpsig.DeviceField, httpsig.DelegationField,
+		httpsig.SessionField, httpsig.ChallengeField, httpsig.ChannelField,
+		"DPoP",
+	}, hwsign.BoundToken.All(), hwsign.DBCS.All()), ", ")
+	corsResponse = strings.Join(slices.Concat([]string{"WWW-Authenticate", "Retry-After", httpsig.KeyField, httpsig.ChallengeField},
+		answers(hwsign.BoundToken, hwsign.DBCS)), ", ")
 )
 
-// answers returns the names of the headers that an answer can have.
+// answers returns the names of the headers that an answer to hw-sign can have.
 func answers(spellings ...hwsign.Names) (names []string) {
 	for _, n := range spellings {
 		names = append(names, n.EphemeralKey, n.EphemeralID, n.EphemeralExpire)

@@ -107,7 +107,7 @@ func appendTarget(dst []byte, m *proof.Message) []byte {
 // space around it, joined.
 func (c *component) appendField(dst []byte, m *proof.Message) ([]byte, error) {
 	var room [maxName]byte
-	name, ok := canonical(room[:0], c.name)
+	name, ok := canonical(&room, c.name)
 	if !ok || c.param == "name" {
 		return dst, malformed("a covered field whose name is none")
 	}
@@ -136,21 +136,24 @@ func (c *component) appendField(dst []byte, m *proof.Message) ([]byte, error) {
 	return dst, nil
 }
 
-// canonical appends a field name, given in lower case, as net/http spells it.
-func canonical(dst []byte, name string) ([]byte, bool) {
-	if name == "" || len(name) > maxName || !all(name, nameByte) {
-		return dst, false
+// canonical writes a field name, given in lower case, as net/http spells it.
+func canonical(room *[maxName]byte, name string) ([]byte, bool) {
+	if name == "" || len(name) > maxName {
+		return nil, false
 	}
 	upper := true
 	for i := range len(name) {
 		c := name[i]
+		if class[c]&nameByte == 0 {
+			return nil, false
+		}
 		if upper && class[c]&lower != 0 {
 			c -= 'a' - 'A'
 		}
-		dst = append(dst, c)
+		room[i] = c
 		upper = c == '-'
 	}
-	return dst, true
+	return room[:len(name)], true
 }
 
 // appendQueryParam appends the value of the one parameter of the query with this

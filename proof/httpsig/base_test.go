@@ -121,7 +121,7 @@ func TestBaseIsBounded(t *testing.T) {
 	var in input
 	for i := range maxComponents {
 		name := "x-" + strings.Repeat("a", i+1)
-		upper, _ := canonical(nil, name)
+		upper, _ := canonical(new([maxName]byte), name)
 		m.Header[string(upper)] = []string{strings.Repeat("b", maxField)}
 		in.cover(name)
 	}
