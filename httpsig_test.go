@@ -35,6 +35,7 @@ type holder struct {
 	session    ID // as the server told it
 	delegation *proof.Delegation
 	mac        *proof.MACKey
+	signing    *ecdsa.PrivateKey // in place of the agreed key; nil without
 	challenge  string
 	channel    []byte // exporter; nil without
 }
@@ -127,6 +128,21 @@ func (h *holder) delegate(session ID) {
 	h.agree()
 }
 
+// delegateSigning makes a new ephemeral key that signs.
+func (h *holder) delegateSigning() {
+	t := h.site.t
+	t.Helper()
+	h.signing = newECDSA(t)
+	var err error
+	if h.public, err = proof.NewPublicKey(proof.ECDSAP256, &h.signing.PublicKey); err != nil {
+		t.Fatal(err)
+	}
+	scope := &proof.Scope{NotBefore: h.site.time(), Expires: h.site.time().Add(h.server.Lease), Session: h.session, Audience: "example.com"}
+	h.delegation = &proof.Delegation{Algorithm: proof.ECDSAP256, Key: h.public.Bytes(), Scope: scope}
+	h.delegation.Signed = httpsig.Statement(proof.ECDSAP256, h.public.Bytes(), scope)
+	h.delegation.Signature = signRaw(t, h.device, h.delegation.Signed)
+}
+
 func (h *holder) agree() {
 	z, err := proof.Agree(h.ephemeral, h.server.Key)
 	if err != nil {
@@ -162,8 +178,14 @@ func (h *holder) request(method, target, body string, introduce bool) *http.Requ
 	}
 	m := messageOf(r)
 	m.InCookie = h.site.cfg.Session.cookie != ""
-	err := httpsig.Sign(&m, &httpsig.Signing{KeyID: thumbprint(h.public), Algorithm: proof.HMACSHA256, Created: h.site.time(), Nonce: rand.Text()},
-		func(base []byte) ([]byte, error) { return mac.Append(nil, base), nil })
+	alg := h.delegation.Algorithm
+	err := httpsig.Sign(&m, &httpsig.Signing{KeyID: thumbprint(h.public), Algorithm: alg, Created: h.site.time(), Nonce: rand.Text()},
+		func(base []byte) ([]byte, error) {
+			if h.signing != nil {
+				return signRaw(h.site.t, h.signing, base), nil
+			}
+			return mac.Append(nil, base), nil
+		})
 	if err != nil {
 		h.site.t.Fatal(err)
 	}

@@ -14,14 +14,23 @@
 // carries the token, put there by a cookie jar or by the caller as
 // "Authorization: Bearer", gets a proof. All other requests pass untouched.
 //
-// The device key, which may be slow, signs once per lease: it delegates to an
-// ephemeral key in memory, which makes the proofs. The delegation rides on a
-// request of the caller's, and is renewed in the background before the lease is
-// over. Offers and proofs go to no other origin than that of the login, also
-// across redirects.
+// The device key, which may be slow, signs a login and then once per lease: it
+// delegates to an ephemeral key in memory, which makes the proofs. The
+// delegation rides on requests of the caller's, and is renewed in the background
+// before the lease is over. Offers and proofs go to no other origin than that of
+// the login, also across redirects.
+//
+// The protocol is HTTP message signatures (RFC 9421) unless [Client.Wire] says
+// otherwise. A proof then covers method, target, session and body, the server's
+// challenge where it has one and, where it asks for that, the TLS connection. If
+// the answer to a login does not tell the server's key, the client asks for it
+// at /.well-known/limpet; a server that does not tell it there either binds
+// nothing, and the device key is deleted.
 //
 // An app that replaces the token of a session after the login leaves the
 // binding behind: the new token is not known here, and not bound there.
+//
+// For tokens of an OAuth authorization server there is [DPoP].
 package client
 
 import (
@@ -64,11 +73,12 @@ type Client struct {
 
 	// Ephemeral is how requests are proven: proof.HMACSHA256, the default, with
 	// a key agreed with the server; or by a signature, proof.ECDSAP256 or
-	// proof.Ed25519, which costs the server more and leaves it with nothing
-	// that could make proofs.
+	// proof.Ed25519, which costs the server more, leaves it with nothing that
+	// could make proofs, and cannot be bound to TLS connections.
 	Ephemeral proof.Algorithm
 
-	// Wire is the protocol of new sessions; default HTTPSig.
+	// Wire is the protocol of sessions that begin with a login; default
+	// HTTPSig. Sessions that are restored stay on theirs.
 	Wire Wire
 
 	// IsLogin tells which requests are logins. By default they are those with
@@ -101,17 +111,28 @@ func New(keys hwkey.Keystore) *Client { return &Client{Keys: keys} }
 // its sessions.
 //
 // Besides what base returns, its errors are a failing keystore, [ErrKeyGone],
-// an answer to an introduction that makes no sense, and the end of a request's
-// context. What the server refuses is returned as its response; see [Reason].
+// what the server says of its keys if it makes no sense, a body that cannot be
+// covered, and the end of a request's context. What the server refuses is
+// returned as its response; see [Reason].
 //
-// A refused request is sent again, at most twice, if the reason can be helped
-// and its body can be read again (it has none, or GetBody): with a new
-// ephemeral key if the server does not know this one; by the server's clock if
-// this machine's is off by up to a day; with the hash of the body if the route
-// wants that; with a new value if it was spent and the method is GET, HEAD or
-// OPTIONS. Servers that give no reason for a 401 may have forgotten the
-// ephemeral key too: then a new one is tried, unless that did not help within
-// the last minute.
+// On HTTPSig a body is hashed before it is sent: by way of GetBody, or else in
+// memory. One of more than 1 MiB without GetBody is an error.
+//
+// A refused request is sent again, at most twice and once for each reason, if
+// the reason can be helped and its body can be read again (it has none, or
+// GetBody, or is in memory): with a new ephemeral key or agreement if the server
+// does not know this one; by the server's clock if this machine's is off by up
+// to a day; with a new value if it was spent and the method is GET, HEAD or
+// OPTIONS; on HTTPSig with the server's current challenge, and bound to its TLS
+// connection; on hw-sign with the hash of the body. hw-sign servers that give no
+// reason for a 401 may have forgotten the ephemeral key too: then a new one is
+// tried, unless that did not help within the last minute. A login that a guard
+// takes for a request of the session before is sent again without its token.
+//
+// To bind requests to TLS connections (RFC 9266) the client learns these through
+// [net/http/httptrace] and adds the proof only then, which needs a base that is
+// an [http.Transport] or gives it the request as it is, not a copy. That a
+// server asks for, and not for keys that sign, see Client.Ephemeral.
 func (c *Client) Transport(base http.RoundTripper) http.RoundTripper {
 	if base == nil {
 		base = http.DefaultTransport

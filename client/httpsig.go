@@ -71,7 +71,7 @@ func (w *httpsigWire) offer(out *try, old *session) (sent, error) {
 	}
 	err = sign(messageOf(out), w.site.now(), keyID(public), alg, func(base []byte) ([]byte, error) { return signExact(w.device, base) })
 	if err != nil {
-		return nil, w.keyError(err)
+		return nil, fmt.Errorf("limpet: client: log in: %w", err)
 	}
 	return p, nil
 }
@@ -131,7 +131,7 @@ func (p *httpsigOffer) remedy(reason proof.Reason, resp *http.Response, _ sent) 
 		return p.wire.site.adjust(resp.Header.Get("Date"))
 	case proof.Stale:
 		return p.wire.site.moved(p.challenge)
-	case proof.KeyUnknown, proof.Required, proof.Malformed, proof.Invalid, proof.SessionEnded:
+	case proof.KeyUnknown, proof.Required, proof.Malformed, proof.Invalid, proof.SessionEnded, proof.NoChannel:
 		// The guard of the login's route took it for a request of the session
 		// whose token it carries, which the new key cannot prove.
 		if p.old != nil && !p.wire.anonymous {

@@ -37,9 +37,15 @@ func (s *site) learn(server *proof.Server) {
 
 // covers notes the challenge that proofs must cover.
 func (s *site) covers(challenge string) {
-	if challenge != "" && len(challenge) <= maxChallenge {
-		s.challenge.Store(&challenge)
+	if challenge == "" || len(challenge) > maxChallenge {
+		return
 	}
+	for i := range len(challenge) {
+		if challenge[i] <= ' ' || challenge[i] > '~' { // no header can carry it
+			return
+		}
+	}
+	s.challenge.Store(&challenge)
 }
 
 // moved reports whether there is another challenge than one that was covered.

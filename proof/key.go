@@ -186,16 +186,8 @@ func (k *PublicKey) Verify(message, sig []byte) bool {
 		}
 		sum := sha256.Sum256(message)
 		return rs.verify(k.ec, sum[:])
-	case RSAPSS:
-		sum := sha256.Sum256(message)
-		return rsa.VerifyPSS(k.rsa, crypto.SHA256, sum[:], sig, &rsa.PSSOptions{SaltLength: rsa.PSSSaltLengthAuto}) == nil
-	case RSAPKCS1:
-		sum := sha256.Sum256(message)
-		return rsa.VerifyPKCS1v15(k.rsa, crypto.SHA256, sum[:], sig) == nil
-	case RSAPSSSHA512:
-		return k.VerifyExact(RSAPSSSHA512, message, sig)
 	}
-	return false
+	return k.VerifyExact(k.alg, message, sig)
 }
 
 // couldBeDigest reports whether message could be the SHA-256 of another one. A
@@ -215,9 +207,9 @@ func couldBeDigest(message []byte) bool {
 }
 
 // VerifyExact is Verify in the one form that standards give an algorithm
-// (RFC 9421, 3.3; RFC 7518, 3): ECDSA as r‖s, PureEdDSA, PSS with a salt as long
-// as the hash. An RSA key verifies with any RSA algorithm, an agreement key with
-// none.
+// (RFC 9421, 3.3; RFC 7518, 3): ECDSA as r‖s, PureEdDSA. In PSS with SHA-256 the
+// salt may have any length, because a TPM chooses it (TPM 2.0 Part 1, B.7). An
+// RSA key verifies with any RSA algorithm, an agreement key with none.
 func (k *PublicKey) VerifyExact(alg Algorithm, message, sig []byte) bool {
 	switch {
 	case alg == Ed25519 && k.alg == Ed25519:
@@ -233,7 +225,7 @@ func (k *PublicKey) VerifyExact(alg Algorithm, message, sig []byte) bool {
 		return false
 	case alg == RSAPSS:
 		sum := sha256.Sum256(message)
-		return rsa.VerifyPSS(k.rsa, crypto.SHA256, sum[:], sig, &rsa.PSSOptions{SaltLength: rsa.PSSSaltLengthEqualsHash}) == nil
+		return rsa.VerifyPSS(k.rsa, crypto.SHA256, sum[:], sig, &rsa.PSSOptions{SaltLength: rsa.PSSSaltLengthAuto}) == nil
 	case alg == RSAPSSSHA512:
 		sum := sha512.Sum512(message)
 		return rsa.VerifyPSS(k.rsa, crypto.SHA512, sum[:], sig, &rsa.PSSOptions{SaltLength: rsa.PSSSaltLengthEqualsHash}) == nil

@@ -132,7 +132,7 @@ func delegated(m *Message, p *Proof, device *PublicKey, now time.Time, policy Po
 	if !now.Before(expires) {
 		return nil, &Refusal{Reason: KeyUnknown, Detail: "the delegation is over"}
 	}
-	if !device.vouches(d) {
+	if !device.VerifyExact(device.alg, d.Signed, d.Signature) {
 		return nil, &Refusal{Reason: Invalid, Detail: "the delegation is not signed by the session's device key"}
 	}
 	key, err := ParsePublicKey(d.Algorithm, d.Key)
@@ -149,15 +149,6 @@ func delegated(m *Message, p *Proof, device *PublicKey, now time.Time, policy Po
 		}
 	}
 	return e, nil
-}
-
-// vouches reports whether the delegation is signed by k. A TPM chooses the
-// length of the salt in PSS itself, and may have chosen the longest one.
-func (k *PublicKey) vouches(d *Delegation) bool {
-	if k.rsa != nil {
-		return k.Verify(d.Signed, d.Signature)
-	}
-	return k.VerifyExact(k.alg, d.Signed, d.Signature)
 }
 
 func fresh(m *Message, p *Proof, now time.Time, policy Policy) error {

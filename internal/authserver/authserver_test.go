@@ -15,6 +15,9 @@ import (
 	"time"
 
 	"github.com/limpet-auth/limpet"
+	"github.com/limpet-auth/limpet/client"
+	"github.com/limpet-auth/limpet/hwkey/softkey"
+	"github.com/limpet-auth/limpet/proof/httpsig"
 	"github.com/limpet-auth/limpet/store/memstore"
 )
 
@@ -234,6 +237,12 @@ func TestCORS(t *testing.T) {
 			}
 		}
 	}
+	for _, name := range []string{"authorization", "signature", "signature-input", "content-digest", "limpet-device", "limpet-delegation",
+		"limpet-session", "limpet-challenge", "limpet-channel", "dpop"} {
+		if !strings.Contains(", "+allowed+",", ", "+name+",") {
+			t.Errorf("%s is not allowed", name)
+		}
+	}
 	if w.Code != 204 || w.Header().Get("Access-Control-Allow-Origin") != "*" || w.Header().Get("Access-Control-Allow-Credentials") != "" {
 		t.Errorf("preflight: %d %v", w.Code, w.Header())
 	}
@@ -242,7 +251,8 @@ func TestCORS(t *testing.T) {
 	w = httptest.NewRecorder()
 	s.ServeHTTP(w, r)
 	exposed := strings.ToLower(w.Header().Get("Access-Control-Expose-Headers"))
-	for _, name := range []string{"x-rpc-sec-dbcs-accel-pub-id", "x-rpc-sec-bound-token-accel-pub", "x-rpc-sec-bound-token-accel-pub-expire", "www-authenticate"} {
+	for _, name := range []string{"x-rpc-sec-dbcs-accel-pub-id", "x-rpc-sec-bound-token-accel-pub", "x-rpc-sec-bound-token-accel-pub-expire", "www-authenticate",
+		"limpet-key", "limpet-challenge", "dpop-nonce"} {
 		if !strings.Contains(exposed, name) {
 			t.Errorf("%s is not exposed", name)
 		}
@@ -250,6 +260,119 @@ func TestCORS(t *testing.T) {
 	if w.Code != 401 || w.Header().Get("Access-Control-Allow-Origin") != "*" {
 		t.Errorf("a refusal: %d %v", w.Code, w.Header())
 	}
+}
+
+func TestWellKnown(t *testing.T) {
+	s, _ := newServer(t, Config{Rule: limpet.Rule{Mode: limpet.Require}})
+	code, a := do(t, s, "GET", httpsig.WellKnownPath, "", "")
+	key, _ := a["key"].(string)
+	if _, _, err := httpsig.ParseServer(key); code != 200 || err != nil || a["session"] != "bearer" || a["challenge"] == "" {
+		t.Errorf("%d %v: %v", code, a, err)
+	}
+}
+
+func TestEcho(t *testing.T) {
+	s, _ := newServer(t, Config{})
+	do(t, s, "POST", "/register", "", account("alice", "secret"))
+	token := login(t, s, "alice", "secret")
+	code, a := do(t, s, "PUT", "/echo/a%2Fb?c=%64", token, "12345")
+	if code != 200 || a["method"] != "PUT" || a["path"] != "/echo/a%2Fb" || a["query"] != "c=%64" || a["bytes"] != 5.0 {
+		t.Errorf("%d %v", code, a)
+	}
+	if code, a := do(t, s, "GET", "/echo", token, ""); code != 200 || a["bytes"] != 0.0 {
+		t.Errorf("no body: %d %v", code, a)
+	}
+	if code, a := do(t, s, "GET", "/echo", "", ""); code != 401 || a["reason"] != "session_required" {
+		t.Errorf("no token: %d %v", code, a)
+	}
+	if code, a := do(t, s, "POST", "/echo", token, strings.Repeat("x", maxEcho+1)); code != 413 || a["reason"] != "body_too_large" {
+		t.Errorf("a large body: %d %v", code, a)
+	}
+	if code, _ := do(t, s, "GET", "/echoes", token, ""); code != 404 {
+		t.Errorf("another path: %d", code)
+	}
+}
+
+// TestAlteredBodies: what a proof covers does not reach a handler in another form.
+func TestAlteredBodies(t *testing.T) {
+	for name, rule := range map[string]limpet.Rule{"read before": {}, "streamed": {Body: limpet.StreamBody}} {
+		s, _ := newServer(t, Config{Rule: rule})
+		srv := httptest.NewServer(s)
+		defer srv.Close()
+		keys, err := softkey.Open(t.Context(), t.TempDir(), softkey.KeyFile(""))
+		if err != nil {
+			t.Fatal(err)
+		}
+		var with func(string) string
+		c := client.New(keys)
+		defer c.Close()
+		web := &http.Client{Transport: c.Transport(alter(func(body string) string { return with(body) }))}
+		token := ""
+		post := func(path, body string) (int, string) {
+			req, err := http.NewRequest("POST", srv.URL+path, strings.NewReader(body))
+			if err != nil {
+				t.Fatal(err)
+			}
+			if token != "" {
+				req.Header.Set("Authorization", "Bearer "+token)
+			}
+			resp, err := web.Do(req)
+			if err != nil {
+				t.Fatal(err)
+			}
+			defer resp.Body.Close()
+			var a map[string]any
+			json.NewDecoder(resp.Body).Decode(&a)
+			if text, ok := a["token"].(string); ok {
+				token = text
+			}
+			reason, _ := a["reason"].(string)
+			return resp.StatusCode, reason
+		}
+		same := func(body string) string { return body }
+		with = same
+		for _, user := range []string{"alice", "mallory"} {
+			if code, _ := post("/register", account(user, "secret")); code != 201 {
+				t.Fatalf("%s: register: %d", name, code)
+			}
+		}
+		with = func(string) string { return account("mallory", "secret") }
+		if code, reason := post("/login", account("alice", "secret")); code != 401 || reason != "body_mismatch" {
+			t.Errorf("%s: a login with another body: %d %s", name, code, reason)
+		}
+		with = func(body string) string { return body + strings.Repeat(" ", maxBody) }
+		if code, reason := post("/login", account("alice", "secret")); code != 413 || reason != "body_too_large" {
+			t.Errorf("%s: a login with a large body: %d %s", name, code, reason)
+		}
+		with = same
+		if code, reason := post("/login", account("alice", "secret")); code != 200 {
+			t.Fatalf("%s: login: %d %s", name, code, reason)
+		}
+		if code, reason := post("/echo", "1"); code != 200 {
+			t.Errorf("%s: %d %s", name, code, reason)
+		}
+		with = func(string) string { return "1000" }
+		if code, reason := post("/echo", "1"); code != 401 || reason != "body_mismatch" {
+			t.Errorf("%s: another body: %d %s", name, code, reason)
+		}
+	}
+}
+
+// alter sends requests with another body.
+type alter func(body string) string
+
+func (a alter) RoundTrip(r *http.Request) (*http.Response, error) {
+	if r.Body == nil {
+		return http.DefaultTransport.RoundTrip(r)
+	}
+	body, err := io.ReadAll(r.Body)
+	if err != nil {
+		return nil, err
+	}
+	text := a(string(body))
+	r = r.Clone(r.Context())
+	r.Body, r.ContentLength, r.GetBody = io.NopCloser(strings.NewReader(text)), int64(len(text)), nil
+	return http.DefaultTransport.RoundTrip(r)
 }
 
 // down is a store that cannot answer.

@@ -5,6 +5,7 @@ import (
 	"slices"
 	"strings"
 
+	"github.com/limpet-auth/limpet/proof/dpop"
 	"github.com/limpet-auth/limpet/proof/httpsig"
 	"github.com/limpet-auth/limpet/proof/hwsign"
 )
@@ -16,9 +17,9 @@ var (
 	corsRequest = strings.Join(slices.Concat([]string{"Authorization", "Content-Type"}, []string{
 		"Signature", "Signature-Input", httpsig.DigestField, httpsig.DeviceField, httpsig.DelegationField,
 		httpsig.SessionField, httpsig.ChallengeField, httpsig.ChannelField,
-		"DPoP",
+		dpop.Header,
 	}, hwsign.BoundToken.All(), hwsign.DBCS.All()), ", ")
-	corsResponse = strings.Join(slices.Concat([]string{"WWW-Authenticate", "Retry-After", httpsig.KeyField, httpsig.ChallengeField},
+	corsResponse = strings.Join(slices.Concat([]string{"WWW-Authenticate", "Retry-After", httpsig.KeyField, httpsig.ChallengeField, dpop.NonceHeader},
 		answers(hwsign.BoundToken, hwsign.DBCS)), ", ")
 )
 
