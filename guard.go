@@ -6,6 +6,7 @@ import (
 	"encoding/base64"
 	"errors"
 	"fmt"
+	"log/slog"
 	"net/http"
 	"time"
 
@@ -40,6 +41,15 @@ var (
 	// ErrNoSession means that no session with this ID is known.
 	ErrNoSession = errors.New("limpet: no such session")
 )
+
+// String keeps the seal key out of formatted text.
+func (g *Guard) String() string { return "limpet.Guard" }
+
+// GoString keeps the seal key out of %#v.
+func (g *Guard) GoString() string { return "limpet.Guard" }
+
+// LogValue keeps the seal key out of logs.
+func (g *Guard) LogValue() slog.Value { return slog.StringValue("limpet.Guard") }
 
 // New returns a guard. It fails on a configuration that makes no sense and
 // touches neither store nor network.

@@ -7,6 +7,7 @@ import (
 	"errors"
 	"fmt"
 	"io"
+	"log/slog"
 	"net/http"
 	"net/http/httptest"
 	"strings"
@@ -584,6 +585,19 @@ func TestNewRefusesNonsense(t *testing.T) {
 	} {
 		if _, err := New(cfg); err == nil || !strings.HasPrefix(err.Error(), "limpet: ") {
 			t.Errorf("%s: %v", name, err)
+		}
+	}
+}
+
+func TestGuardDoesNotPrintItsKey(t *testing.T) {
+	s := newSite(t, Config{SealKey: bytes.Repeat([]byte("S"), 32)})
+	var out bytes.Buffer
+	slog.New(slog.NewTextHandler(&out, nil)).Info("x", "guard", s.Guard)
+	slog.New(slog.NewJSONHandler(&out, nil)).Info("x", "guard", s.Guard)
+	fmt.Fprintf(&out, "%v %+v %#v %s", s.Guard, s.Guard, s.Guard, s.Guard)
+	for _, secret := range []string{"SSSS", "83 83 83", "0x53, 0x53", "U1NTU1"} {
+		if strings.Contains(out.String(), secret) {
+			t.Errorf("the seal key is in %s", out.String())
 		}
 	}
 }
