@@ -29,8 +29,9 @@ const (
 // net/http tells the connection before it reads the headers, in the goroutine
 // of RoundTrip. But it may try another one, and then a goroutine of the first
 // may still be reading them. So headers are written once, for the first
-// connection; a request that net/http moves to another is called back, and sent
-// anew from here.
+// connection. A request that net/http moves to another, which it does only with
+// what nobody has acted on, is called back before it is sent, and begun anew
+// from here.
 type channelSigner struct {
 	site      *site
 	agreement *agreement
@@ -38,7 +39,7 @@ type channelSigner struct {
 }
 
 // errMoved calls a request back that was about to go out on another connection
-// than it is signed for. If it goes out nevertheless, the server refuses it.
+// than it is signed for.
 var errMoved = errors.New("connections break before the request is sent")
 
 func (c *channelSigner) send(out *try) (*http.Response, error) {
@@ -51,23 +52,18 @@ func (c *channelSigner) send(out *try) (*http.Response, error) {
 		a.req.Body = body
 		resp, err := out.base.RoundTrip(a.req)
 		moved, failed := a.outcome()
-		again := moved && moves < maxMoves && out.Context().Err() == nil && (err != nil || resp.StatusCode == http.StatusUnauthorized)
-		if failed == nil && !again && err == nil {
+		if err == nil {
 			resp.Body = cancelAtClose(resp.Body, cancel)
 			return resp, nil
 		}
-		if resp != nil {
-			resp.Body.Close()
-		}
 		cancel(nil)
-		if failed != nil {
+		switch {
+		case failed != nil:
 			return nil, fmt.Errorf("limpet: client: %s: key of the TLS connection: %w", c.site.origin, failed)
-		}
-		if moved && !again && out.Context().Err() == nil {
-			return nil, fmt.Errorf("limpet: client: %s: %w", c.site.origin, errMoved) // err is that we called it back
-		}
-		if !again {
+		case !moved || out.Context().Err() != nil:
 			return nil, err
+		case moves == maxMoves: // err says only that the context ended, which was us
+			return nil, fmt.Errorf("limpet: client: %s: %w", c.site.origin, errMoved)
 		}
 		// The one that broke may be handed out for a moment yet.
 		select {
@@ -90,7 +86,7 @@ type attempt struct {
 	cancel context.CancelCauseFunc
 
 	mu     sync.Mutex
-	signed bool
+	conn   net.Conn // that it is signed for; nil if it is not
 	moved  bool
 	failed error
 }
@@ -99,16 +95,32 @@ type attempt struct {
 func (a *attempt) gotConn(info httptrace.GotConnInfo) {
 	a.mu.Lock()
 	defer a.mu.Unlock()
-	if a.signed || a.failed != nil {
+	switch conn, usual := info.Conn.(*tls.Conn); {
+	case a.conn == nil && a.failed == nil:
+		if a.failed = a.signer.sign(a.req.Header, info.Conn); a.failed != nil {
+			a.callBack(info.Conn, a.failed)
+			return
+		}
+		a.conn = info.Conn
+	case usual && a.conn == net.Conn(conn) && !a.moved: // the one that it is signed for, once more
+	default:
 		a.moved = true
-		a.cancel(errMoved)
+		a.callBack(info.Conn, errMoved)
+	}
+}
+
+// callBack keeps the request from being sent on a connection. HTTP/2 looks at
+// the context before it sends. HTTP/1.1 does not, and its connection is for this
+// one request.
+func (a *attempt) callBack(conn net.Conn, why error) {
+	a.cancel(why)
+	if c, ok := conn.(interface{ ConnectionState() tls.ConnectionState }); ok && c.ConnectionState().NegotiatedProtocol == "h2" {
 		return
 	}
-	if a.failed = a.signer.sign(a.req.Header, info.Conn); a.failed != nil {
-		a.cancel(a.failed)
-		return
+	if c, ok := conn.(interface{ NetConn() net.Conn }); ok {
+		conn = c.NetConn() // closed without a farewell, which could block
 	}
-	a.signed = true
+	conn.Close()
 }
 
 func (a *attempt) outcome() (moved bool, failed error) {

@@ -129,10 +129,11 @@ func New(keys hwkey.Keystore) *Client { return &Client{Keys: keys} }
 // tried, unless that did not help within the last minute. A login that a guard
 // takes for a request of the session before is sent again without its token.
 //
-// To bind requests to TLS connections (RFC 9266) the client learns these through
-// [net/http/httptrace] and adds the proof only then, which needs a base that is
-// an [http.Transport] or gives it the request as it is, not a copy. That a
-// server asks for, and not for keys that sign, see Client.Ephemeral.
+// To bind proofs to TLS connections (RFC 9266), once a server asks for that, the
+// client learns them through [net/http/httptrace] and adds the proof only then.
+// It needs a base that is an [http.Transport] or gives it the request as it is,
+// not a copy. With another base, and with ephemeral keys that sign, the server's
+// refusal is the answer.
 func (c *Client) Transport(base http.RoundTripper) http.RoundTripper {
 	if base == nil {
 		base = http.DefaultTransport

@@ -64,13 +64,24 @@ func testBearer(t *testing.T, wire client.Wire, device hwkey.Algorithm, ephemera
 }
 
 func TestCookie(t *testing.T) {
+	// Each session costs a device key a login and a delegation; and here the
+	// login is behind the guard, which takes the second one for a request of the
+	// first session and refuses it once.
+	t.Run("httpsig", func(t *testing.T) { testCookie(t, client.HTTPSig, 5) })
+	// A delegation each; the second login is proven by the first session.
+	t.Run("hwsign", func(t *testing.T) { testCookie(t, client.HWSign, 2) })
+}
+
+func testCookie(t *testing.T, wire client.Wire, signs int64) {
 	_, srv := serve(t, limpet.Config{Session: limpet.Cookie("sid")})
 	keys := newKeystore()
 	jar, err := cookiejar.New(nil)
 	if err != nil {
 		t.Fatal(err)
 	}
-	c := &http.Client{Transport: client.New(keys).Transport(nil), Jar: jar}
+	cl := client.New(keys)
+	cl.Wire = wire
+	c := &http.Client{Transport: cl.Transport(nil), Jar: jar}
 	form := url.Values{"user": {"alice"}, "password": {"secret"}}
 	for range 2 { // the second time the request carries a bound cookie: it is proven
 		resp, err := c.PostForm(srv.URL+"/cookie/login", form)
@@ -81,7 +92,7 @@ func TestCookie(t *testing.T) {
 			t.Fatalf("%s %q", resp.Status, body)
 		}
 		for name := range resp.Request.Header {
-			if strings.HasPrefix(name, "Limpet-") || strings.HasPrefix(name, "Signature") || name == httpsig.DigestField {
+			if ours(name) {
 				t.Errorf("the caller's request got header %s", name)
 			}
 		}
@@ -93,11 +104,15 @@ func TestCookie(t *testing.T) {
 	if body := read(t, resp); body != "alice software" {
 		t.Fatalf("%s %q", resp.Status, body)
 	}
-	// Twice a session; and here the login is behind the guard, which takes the
-	// second one for a request of the first session and refuses it once.
-	if n := keys.signs.Load(); n != 5 {
-		t.Errorf("device keys signed %d times, want 5", n)
+	if n := keys.signs.Load(); n != signs {
+		t.Errorf("device keys signed %d times, want %d", n, signs)
 	}
+}
+
+// ours reports whether a header is one that clients of either wire add.
+func ours(name string) bool {
+	return strings.HasPrefix(name, "X-Rpc-Sec-") || strings.HasPrefix(name, "Limpet-") ||
+		strings.HasPrefix(name, "Signature") || name == httpsig.DigestField
 }
 
 func TestFailedLogin(t *testing.T) {
@@ -273,7 +288,7 @@ func TestOtherOrigin(t *testing.T) {
 		mu.Lock()
 		defer mu.Unlock()
 		for name := range r.Header {
-			if strings.HasPrefix(name, "Limpet-") || strings.HasPrefix(name, "Signature") {
+			if ours(name) {
 				leaked = append(leaked, r.URL.Path+" "+name)
 			}
 		}

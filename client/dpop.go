@@ -63,7 +63,16 @@ func NewDPoP(key crypto.Signer) (*DPoP, error) {
 // Transport returns a round-tripper that adds the access token that token
 // returns, "Authorization: DPoP", and a proof; or with token nil only the proof,
 // for requests to the token endpoint. It sends with base; nil is
-// [http.DefaultTransport].
+// [http.DefaultTransport]. token is called for each request, with its context;
+// what it returns is used as it is, so it renews tokens in time itself:
+//
+//	api := &http.Client{Transport: d.Transport(nil, func(context.Context) (string, error) {
+//		t, err := source.Token() // an oauth2.TokenSource whose client is d's for the token endpoint
+//		if err != nil {
+//			return "", err
+//		}
+//		return t.AccessToken, nil
+//	})}
 //
 // A request that the server refuses because it wants its nonce in the proof
 // ("use_dpop_nonce") is sent again, once, if its body can be read again (it has

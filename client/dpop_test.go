@@ -22,6 +22,7 @@ import (
 	"testing"
 	"time"
 
+	"github.com/limpet-auth/limpet"
 	"github.com/limpet-auth/limpet/client"
 	"github.com/limpet-auth/limpet/hwkey"
 )
@@ -263,4 +264,30 @@ func TestDPoPNonceBound(t *testing.T) {
 	if with == 0 || with > 64 {
 		t.Errorf("%d nonces were remembered", with)
 	}
+}
+
+// A guard binds what a proof brings to its login, and admits tokens with proofs
+// by that key.
+func TestDPoPGuard(t *testing.T) {
+	t.Run("nonce", func(t *testing.T) { testDPoPGuard(t, limpet.Rule{}, 4) })
+	t.Run("challenge", func(t *testing.T) { testDPoPGuard(t, limpet.Rule{Challenge: true}, 5) })
+}
+
+func testDPoPGuard(t *testing.T, rule limpet.Rule, requests int64) {
+	app, srv := serve(t, limpet.Config{Rule: rule, Routes: []limpet.Route{{Pattern: "/login"}}})
+	key, _ := newKeystore().Create(t.Context(), hwkey.CreateOptions{})
+	d, err := client.NewDPoP(key)
+	if err != nil {
+		t.Fatal(err)
+	}
+	token := login(t, &http.Client{Transport: d.Transport(nil, nil)}, srv.URL)
+	c := &http.Client{Transport: d.Transport(nil, func(context.Context) (string, error) { return token, nil })}
+	for range 3 {
+		req, _ := http.NewRequestWithContext(t.Context(), "GET", srv.URL+"/me?x=y", nil)
+		want(t, c, req, 200, "alice software")
+	}
+	if n := app.requests.Load(); n != requests {
+		t.Errorf("%d requests, want %d", n, requests)
+	}
+	want(t, http.DefaultClient, request(t, "GET", srv.URL+"/me", token, nil), 401, "")
 }

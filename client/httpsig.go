@@ -276,10 +276,19 @@ func (p *httpsigProof) remedy(reason proof.Reason, resp *http.Response, _ sent) 
 	case proof.Stale:
 		return site.moved(p.challenge)
 	case proof.NoChannel:
-		if p.agreement.mac == nil || p.channel || !strings.EqualFold(p.req.URL.Scheme, "https") {
+		if p.agreement.mac == nil || p.channel || site.copied.Load() || !strings.EqualFold(p.req.URL.Scheme, "https") {
 			return false
 		}
 		site.channel.Store(true)
+		return true
+	case proof.Required:
+		if !p.channel {
+			return false
+		}
+		// What is added once the connection is known did not arrive. Routes that
+		// want no channel are to work nevertheless.
+		site.copied.Store(true)
+		site.channel.Store(false)
 		return true
 	case proof.Invalid:
 		return p.outdated()

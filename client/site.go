@@ -22,6 +22,7 @@ type site struct {
 	token     atomic.Pointer[tokenPlace]   // where it looks for session tokens; nil until that is known
 	challenge atomic.Pointer[string]       // that proofs cover from now on; nil if none
 	channel   atomic.Bool                  // proofs are bound to their TLS connection from now on
+	copied    atomic.Bool                  // they cannot be: the base sends a copy of what it is given
 	asking    chan struct{}                // holds a value while it is asked for these
 	asked     time.Time                    // when that was, and its outcome; guarded by asking
 	askedErr  error

@@ -65,7 +65,7 @@ func (t *transport) exchange(req *http.Request, digests bool, prove func(*try) (
 		}
 	}
 	body := req.Body
-	refused := make(map[proof.Reason]sent, 1)
+	var refused map[proof.Reason]sent // the first proof that was, for each
 	for tries := 1; ; tries++ {
 		out := &try{Request: req.Clone(req.Context()), base: t.base, digest: digest}
 		out.Body = body
@@ -96,6 +96,9 @@ func (t *transport) exchange(req *http.Request, digests bool, prove func(*try) (
 		better := p.remedy(reason, resp, before)
 		if before != nil || !better || !rewindable(req) || tries == maxTries {
 			return resp, nil
+		}
+		if refused == nil {
+			refused = make(map[proof.Reason]sent, maxTries)
 		}
 		refused[reason] = p
 		io.CopyN(io.Discard, resp.Body, maxPeek) // so that the connection can be used again
