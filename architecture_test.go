@@ -28,6 +28,7 @@ var imports = map[string][]string{
 	"":                      {"proof", "proof/httpsig", "proof/hwsign", "proof/dpop"},
 	"client":                {"hwkey", "proof", "proof/httpsig", "proof/hwsign", "proof/dpop"},
 	"limpettest":            {"", "hwkey", "proof", "proof/httpsig", "proof/hwsign", "proof/dpop"},
+	"limpettest/vectors":    {},
 	"internal/authserver":   {"", "proof", "proof/httpsig", "proof/hwsign", "proof/dpop"},
 	"cmd/limpet":            {"*"},
 }

@@ -3,6 +3,7 @@ package limpet
 import (
 	"bytes"
 	"crypto/sha256"
+	"crypto/subtle"
 	"hash"
 	"io"
 	"net/http"
@@ -56,7 +57,7 @@ func newDigestedBody(body io.ReadCloser, want [sha256.Size]byte) *digestedBody {
 func (b *digestedBody) Read(p []byte) (int, error) {
 	n, err := b.ReadCloser.Read(p)
 	b.hash.Write(p[:n])
-	if err == io.EOF && [sha256.Size]byte(b.hash.Sum(nil)) != b.want {
+	if err == io.EOF && subtle.ConstantTimeCompare(b.hash.Sum(nil), b.want[:]) == 0 {
 		return n, &proof.Refusal{Reason: proof.BodyDiffer, Detail: "the body is not the one with the digest"}
 	}
 	return n, err
@@ -91,7 +92,7 @@ func (g *Guard) checkBody(r *http.Request) error {
 		if err != nil {
 			return err
 		}
-		if !bytes.Equal(sum[:], offer.Proof.BodyClaim) {
+		if subtle.ConstantTimeCompare(sum[:], offer.Proof.BodyClaim) == 0 {
 			return &proof.Refusal{Reason: proof.BodyDiffer, Detail: "the login's body is not the one with the digest"}
 		}
 	}

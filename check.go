@@ -3,6 +3,7 @@ package limpet
 import (
 	"context"
 	"crypto/sha256"
+	"crypto/subtle"
 	"crypto/tls"
 	"errors"
 	"log/slog"
@@ -284,7 +285,7 @@ func (g *Guard) compareBody(ctx context.Context, r *Request, c *checking, s *ses
 	if err != nil {
 		return err
 	}
-	if sum != digest {
+	if subtle.ConstantTimeCompare(sum[:], digest[:]) == 0 {
 		return &proof.Refusal{Reason: proof.BodyDiffer, Detail: "the body is not the one with the digest"}
 	}
 	return g.stillAlive(ctx, s, g.now()) // the body may have been hours on its way
