@@ -5,6 +5,7 @@ import (
 	"crypto/tls"
 	"io"
 	"log"
+	"maps"
 	"net/http"
 	"net/http/httptest"
 	"runtime"
@@ -52,8 +53,12 @@ func (l *line) send(r *http.Request) *httptest.ResponseRecorder {
 		l.t.Fatal(err)
 	}
 	defer resp.Body.Close()
-	w := &httptest.ResponseRecorder{Code: resp.StatusCode, HeaderMap: resp.Header, Body: nil}
-	w.Body = readAll(l.t, resp.Body)
+	w := httptest.NewRecorder()
+	maps.Copy(w.Header(), resp.Header)
+	w.WriteHeader(resp.StatusCode)
+	if _, err := io.Copy(w, resp.Body); err != nil {
+		l.t.Fatal(err)
+	}
 	return w
 }
 

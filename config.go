@@ -192,7 +192,7 @@ func (r Rule) validate() error {
 		return fmt.Errorf("unknown freshness policy %d", r.Freshness)
 	}
 	if r.Body < StreamBody {
-		return fmt.Errorf("Body is %d", r.Body)
+		return fmt.Errorf("a body limit of %d", r.Body)
 	}
 	if r.Body == StreamBody && r.Freshness == BodyHash {
 		return errors.New("policy body-hash and StreamBody exclude each other")

@@ -25,14 +25,14 @@ func Example() {
 		log.Fatal(err)
 	}
 	app := http.NewServeMux()
-	app.HandleFunc("POST /login", func(w http.ResponseWriter, r *http.Request) {
+	app.Handle("POST /login", guard.CheckBody(http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
 		token := "made-by-the-app" // after the password was checked
 		if err := guard.Bind(w, r, token, "alice"); err != nil {
 			limpet.Refuse(w, err)
 			return
 		}
 		fmt.Fprint(w, token)
-	})
+	})))
 	app.Handle("/", guard.Protect(http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
 		b := limpet.FromContext(r.Context())
 		fmt.Fprintf(w, "%s, level %s", b.User, b.Level)

@@ -238,12 +238,3 @@ func expect(t testing.TB, what string, w *httptest.ResponseRecorder, want proof.
 		t.Errorf("%s: %d %q, want %q", what, w.Code, got, want)
 	}
 }
-
-func readAll(t testing.TB, r io.Reader) *bytes.Buffer {
-	t.Helper()
-	var b bytes.Buffer
-	if _, err := b.ReadFrom(r); err != nil {
-		t.Fatal(err)
-	}
-	return &b
-}

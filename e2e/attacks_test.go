@@ -451,16 +451,16 @@ func TestUnknownUserTakesAsLong(t *testing.T) {
 	t.Parallel()
 	alice := newPeer(t, shared, "ed25519")
 	alice.password = "wrong"
-	quickest := func(p *peer) time.Duration {
-		best := time.Hour
-		for range 5 {
-			began := time.Now()
-			wantRefused(t, "login", p.send(t, "POST", "/login", nil, p.credentials()), 401, "invalid_credentials")
-			best = min(best, time.Since(began))
-		}
-		return best
+	nobody := stranger(shared, "ed25519")
+	quickest := func(best time.Duration, p *peer) time.Duration {
+		began := time.Now()
+		wantRefused(t, "login", p.send(t, "POST", "/login", nil, p.credentials()), 401, "invalid_credentials")
+		return min(best, time.Since(began))
 	}
-	known, unknown := quickest(alice), quickest(stranger(shared, "ed25519"))
+	known, unknown := time.Hour, time.Hour
+	for range 8 { // in turns: other tests load the machine
+		known, unknown = quickest(known, alice), quickest(unknown, nobody)
+	}
 	if unknown < known/4 || known < unknown/4 {
 		t.Errorf("a wrong password is refused in %v, an unknown user in %v", known, unknown)
 	}

@@ -95,7 +95,7 @@ func start(store string, flags ...string) (*server, error) {
 	return s, nil
 }
 
-var listening = regexp.MustCompile(`listening on (http://[^\s"]+)`)
+var listening = regexp.MustCompile(`listening on (https?://[^\s"]+)`)
 
 // serve starts `limpet serve` and waits until it listens.
 func serve(store string, flags ...string) (*server, error) {

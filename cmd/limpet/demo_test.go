@@ -21,9 +21,10 @@ func TestDemoTellsBrokenDefences(t *testing.T) {
 		wrong []string // some lines that must be marked
 	}{
 		{"nothing is refused", limpet.Rule{Mode: limpet.Observe},
-			[]string{"the token alone", "a device key of the thief's own", "vouches for itself", "a recorded request", "what the refusal told"}},
+			[]string{"the token alone", "a device key of the thief's own", "vouches for itself", "with her delegation", "on another method", "on another body",
+				"at another host", "stopped, with another body", "her request, once more", "what the refusal told"}},
 		{"replays are admitted", limpet.Rule{Freshness: limpet.Timestamp},
-			[]string{"a recorded request", "a recorded introduction", "its proof, on another method", "its proof, on another path"}},
+			[]string{"her request, once more", "her introduction of a key, once more"}},
 		{"nobody is admitted", limpet.Rule{MinLevel: limpet.HardwareAttested},
 			[]string{"a request proven by that key", "logs out"}},
 	} {
@@ -78,7 +79,8 @@ func (s stopAt) Write(b []byte) (int, error) {
 }
 
 func TestDemoInterrupted(t *testing.T) {
-	for _, words := range []string{"listens on", "device key", "registers", "A thief", "the token alone", "logs out"} {
+	for _, words := range []string{"listens on", "device key", "registers", "A thief", "the token alone", "on another query", "logs out",
+		"What hw-sign", "unspent hw-sign proof"} {
 		t.Setenv("TMPDIR", t.TempDir())
 		ctx, cancel := context.WithCancel(t.Context())
 		err := (&demo{keeper: keeper{tpm: noTPM}, out: stopAt{words, cancel}}).run(ctx)

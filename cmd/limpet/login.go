@@ -25,6 +25,7 @@ type login struct {
 	passwordFile string
 	register     bool
 	key          string
+	wire         string
 	keeper       keeper
 }
 
@@ -42,6 +43,12 @@ input or the terminal.
   limpet login --url http://127.0.0.1:28280 --user alice --register
   pass show auth | limpet login --url https://auth.example.com --user alice --password-file -
 
+Requests are proven by HTTP message signatures, unless the server speaks hw-sign
+only: then say --wire hw-sign. A proof on that wire is not for one method, path
+and body, so who catches a request before it arrives can make another of it.
+
+  limpet login --url https://old.example.com --user alice --wire hw-sign
+
 Several sessions can exist at once, one for each server and user.`,
 		Args: nothing,
 		RunE: func(cmd *cobra.Command, _ []string) error { return l.run(cmd.Context()) },
@@ -52,10 +59,13 @@ Several sessions can exist at once, one for each server and user.`,
 	f.StringVar(&l.passwordFile, "password-file", "", "`file` with the password, - for standard input (default: ask on the terminal)")
 	f.BoolVar(&l.register, "register", false, "make the account first")
 	choiceVar(cmd, &l.key, "key", "what keeps the device key", keyAuto, keyTPM, keySoftware)
-	settings(cmd, "url", "user", "password-file", "key")
+	choiceVar(cmd, &l.wire, "wire", "how requests of the session are proven", "httpsig", "hw-sign")
+	settings(cmd, "url", "user", "password-file", "key", "wire")
 	l.keeper.flags(cmd)
 	return cmd
 }
+
+var wires = map[string]client.Wire{"httpsig": client.HTTPSig, "hw-sign": client.HWSign}
 
 func (l *login) run(ctx context.Context) error {
 	if l.url == "" || l.user == "" {
@@ -81,6 +91,7 @@ func (l *login) run(ctx context.Context) error {
 	defer closeKeystore(keys)
 
 	c := client.New(keys)
+	c.Wire = wires[l.wire]
 	defer c.Close()
 	httpClient := newHTTPClient(c)
 	if l.register {
@@ -93,8 +104,12 @@ func (l *login) run(ctx context.Context) error {
 		return fmt.Errorf("login: %w", err)
 	}
 	sessions := c.Sessions()
-	if len(sessions) == 0 {
+	switch {
+	case token == "":
 		return errors.New("login: the server's answer has no token")
+	case len(sessions) == 0:
+		return withHint(errors.New("login: the server did not bind the session to the device key"),
+			"--wire hw-sign is for servers that do not know HTTP message signatures")
 	}
 	s := &savedSession{URL: base.String(), User: l.user, Token: token, Keystore: keyTPM, TPM: l.keeper.tpm,
 		Created: time.Now().UTC(), Session: sessions[0]}
@@ -209,6 +224,9 @@ var hints = map[string]string{
 	"clock_skew":       "set this machine's clock",
 	"too_many_logins":  "wait a minute",
 	"level_too_low":    "log in with --key tpm",
+
+	"challenge_required": "hw-sign cannot do that: log in with --wire httpsig",
+	"channel_required":   "that takes https and limpet login --wire httpsig",
 }
 
 // withoutURL drops what http.Client puts before an error: the method and URL,

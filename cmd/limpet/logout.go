@@ -6,11 +6,13 @@ import (
 	"fmt"
 	"net/http"
 	"net/url"
+	"slices"
 	"time"
 
 	"github.com/spf13/cobra"
 
 	"github.com/limpet-auth/limpet/client"
+	"github.com/limpet-auth/limpet/proof"
 )
 
 type logout struct {
@@ -25,7 +27,8 @@ func logoutCommand() *cobra.Command {
 		Short: "end a session and delete its device key",
 		Long: `Logout ends a session at the server, then deletes its token and its device key
 here. If the server says that the session is over already, or the device key is
-lost, they are deleted all the same; if the server cannot be reached they stay.
+lost, they are deleted all the same; if the server cannot be reached, or refuses
+for another reason, they stay.
 
   limpet logout
   limpet logout --url https://auth.example.com --user alice`,
@@ -84,6 +87,9 @@ func (l *logout) run(ctx context.Context) error {
 
 var errOver = errors.New("the server does not know the session")
 
+// alive are the reasons of a 401 that do not mean that the session is over.
+var alive = []proof.Reason{proof.ClockSkew, proof.Stale, proof.NoChannel, proof.NonceWeak}
+
 func (s *savedSession) endAtServer(ctx context.Context, c *http.Client) error {
 	base, err := url.Parse(s.URL)
 	if err != nil {
@@ -101,8 +107,8 @@ func (s *savedSession) endAtServer(ctx context.Context, c *http.Client) error {
 		return withoutURL(err)
 	}
 	defer resp.Body.Close()
-	switch {
-	case resp.StatusCode == http.StatusUnauthorized:
+	switch reason := client.Reason(resp); {
+	case resp.StatusCode == http.StatusUnauthorized && !slices.Contains(alive, reason):
 		return errOver
 	case resp.StatusCode > 299:
 		return refused(resp)

@@ -81,7 +81,7 @@ func cmdCode(ts *testscript.TestScript, _ bool, args []string) {
 
 func environ(ts *testscript.TestScript) (env []string) {
 	for _, name := range []string{"HOME", "XDG_STATE_HOME", "XDG_CONFIG_HOME", "PATH", "TMPDIR", "GOCOVERDIR",
-		"LIMPET_CONFIG", "LIMPET_TPM", "LIMPET_STORE", "LIMPET_LISTEN", "LIMPET_USER", "CREDENTIALS_DIRECTORY", "SSL_CERT_FILE"} {
+		"LIMPET_CONFIG", "LIMPET_TPM", "LIMPET_STORE", "LIMPET_LISTEN", "LIMPET_USER", "LIMPET_CHALLENGE", "LIMPET_CHANNEL", "CREDENTIALS_DIRECTORY", "SSL_CERT_FILE"} {
 		if v := ts.Getenv(name); v != "" {
 			env = append(env, name+"="+v)
 		}

@@ -2,9 +2,11 @@ package main
 
 import (
 	"context"
+	"errors"
 	"fmt"
 	"os"
 	"os/signal"
+	"strconv"
 	"strings"
 	"syscall"
 
@@ -141,4 +143,23 @@ func (o *oneOf) Set(s string) error {
 		}
 	}
 	return fmt.Errorf("must be one of %s", strings.Join(o.words, ", "))
+}
+
+// yesNo is a flag that is true where it stands, and also takes false.
+type yesNo bool
+
+// yesNoVar adds a flag that is false by default.
+func yesNoVar(cmd *cobra.Command, value *bool, name, usage string) {
+	cmd.Flags().VarPF((*yesNo)(value), name, "", usage).NoOptDefVal = "true"
+}
+
+func (y *yesNo) String() string { return strconv.FormatBool(bool(*y)) }
+func (y *yesNo) Type() string   { return "bool" }
+func (y *yesNo) Set(s string) error {
+	v, err := strconv.ParseBool(s)
+	if err != nil {
+		return errors.New("must be true or false")
+	}
+	*y = yesNo(v)
+	return nil
 }

@@ -34,6 +34,8 @@ type serve struct {
 	mode        string
 	freshness   string
 	minLevel    string
+	challenge   bool
+	channel     bool
 	logLevel    slog.Level
 	logFormat   string
 }
@@ -45,8 +47,9 @@ func serveCommand() *cobra.Command {
 		Short: "run the reference auth server",
 		Long: `Serve runs the reference auth server: POST /register, /login and /logout, and
 /authenticated, which admits a bound session only with a proof of its device
-key. Accounts and sessions are kept in a file, which one server has open at a
-time, or in memory until the server ends.
+key. So does /echo, with all paths below it: it takes any method and body, and
+tells what it was asked. Accounts and sessions are kept in a file, which one
+server has open at a time, or in memory until the server ends.
 
 What is secret in the store is sealed under a key that lies outside of it:
 in PATH.sealkey beside the store, made at the first start, unless
@@ -56,12 +59,21 @@ In mode prefer, sessions without a device key are admitted at level none; in
 mode require they are refused; mode observe admits everything, and logs what
 require would refuse.
 
+Clients prove themselves by HTTP message signatures (RFC 9421) over method, host,
+path, query, body and session, or on the older hw-sign wire. Two things more can
+be asked of them, which hw-sign cannot do. With --challenge proofs must cover a
+value that the server changes every five minutes, so that none can be made in
+advance. With --channel they must be made with a key of the TLS connection that
+they come on, so that not even an ephemeral key stolen from memory works on
+another one; TLS must then end here, not at a proxy.
+
 limpet session lists and revokes sessions of a running server through its admin
 socket, by default PATH.admin beside the store.
 
   limpet serve
   limpet serve --listen 127.0.0.1:0 --store mem:
   limpet serve --listen :443 --tls-cert cert.pem --tls-key key.pem --mode require
+  limpet serve --listen :443 --tls-cert cert.pem --tls-key key.pem --channel --challenge
 
 SIGINT and SIGTERM end the server when the requests in flight are answered,
 after 10 seconds at the latest. SIGHUP loads the TLS certificate again, if there is
@@ -80,8 +92,11 @@ one.`,
 	choiceVar(cmd, &s.mode, "mode", "what becomes of sessions without a device key", "prefer", "require", "observe")
 	choiceVar(cmd, &s.freshness, "freshness", "how a proof shows that it is new", "nonce", "strict-nonce", "body-hash", "timestamp")
 	choiceVar(cmd, &s.minLevel, "min-level", "the weakest level that is admitted", "none", "software", "browser", "hardware", "hardware-attested")
+	yesNoVar(cmd, &s.challenge, "challenge", "proofs must cover the server's challenge")
+	yesNoVar(cmd, &s.channel, "channel", "proofs must be bound to their TLS connection; needs --tls-cert and --tls-key")
 	logFlags(cmd, &s.logLevel, &s.logFormat)
-	settings(cmd, "listen", "store", "tls-cert", "tls-key", "admin-socket", "lease", "seal-key-file", "mode", "freshness", "min-level", "log-level", "log-format")
+	settings(cmd, "listen", "store", "tls-cert", "tls-key", "admin-socket", "lease", "seal-key-file", "mode", "freshness", "min-level",
+		"challenge", "channel", "log-level", "log-format")
 	return cmd
 }
 
@@ -108,6 +123,9 @@ func (s *serve) run(ctx context.Context) (err error) {
 	if (s.tlsCert == "") != (s.tlsKey == "") {
 		return usage("--tls-cert and --tls-key go together")
 	}
+	if s.channel && s.tlsCert == "" {
+		return usage("--channel needs --tls-cert and --tls-key: there is no TLS connection to bind proofs to")
+	}
 	if s.lease < time.Second || s.lease > 24*time.Hour {
 		return usage("--lease must be from 1s to 24h")
 	}
@@ -132,8 +150,9 @@ func (s *serve) run(ctx context.Context) (err error) {
 		return err
 	}
 	auth, err := authserver.New(authserver.Config{
-		Store:   store,
-		Rule:    limpet.Rule{Mode: modes[s.mode], Freshness: freshnesses[s.freshness], MinLevel: limpet.Level(s.minLevel)},
+		Store: store,
+		Rule: limpet.Rule{Mode: modes[s.mode], Freshness: freshnesses[s.freshness], MinLevel: limpet.Level(s.minLevel),
+			Challenge: s.challenge, Channel: s.channel},
 		Lease:   s.lease,
 		SealKey: key,
 		Logger:  log,

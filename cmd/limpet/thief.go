@@ -1,97 +1,200 @@
 package main
 
 import (
+	"bytes"
 	"context"
 	"crypto/ecdsa"
 	"crypto/elliptic"
 	"crypto/rand"
 	"crypto/sha256"
-	"crypto/x509"
 	"encoding/base64"
-	"encoding/json"
 	"errors"
-	"fmt"
 	"io"
-	"maps"
 	"net/http"
+	"net/url"
+	"regexp"
 	"slices"
 	"strings"
-	"sync"
 	"time"
 
 	"github.com/limpet-auth/limpet/client"
 	"github.com/limpet-auth/limpet/hwkey"
 	"github.com/limpet-auth/limpet/hwkey/softkey"
 	"github.com/limpet-auth/limpet/proof"
+	"github.com/limpet-auth/limpet/proof/httpsig"
 	"github.com/limpet-auth/limpet/proof/hwsign"
 )
 
-// recorder keeps the headers of all requests that pass, proofs included.
-type recorder struct {
-	base http.RoundTripper
-	mu   sync.Mutex
-	sent []http.Header
+// message is a request as it is on its way.
+type message struct {
+	method, target, host string // target is path and query
+	header               http.Header
+	body                 []byte
 }
+
+// altered returns a copy with a change.
+func (m message) altered(change func(*message)) message {
+	m.header = m.header.Clone()
+	change(&m)
+	return m
+}
+
+// proven reports whether the message has a proof.
+func (m message) proven() bool {
+	return m.header.Get("Signature") != "" || m.header.Get(hwsign.BoundToken.Data) != ""
+}
+
+// wiretap is the line of a client that makes one request at a time. It keeps all
+// that passes, and can hold a request back.
+type wiretap struct {
+	base   http.RoundTripper
+	seen   []message
+	holder func(message) (forward bool) // gets the next proven request; nil for nobody
+}
+
+var errStopped = errors.New("the request did not arrive")
 
 // RoundTrip implements http.RoundTripper.
-func (r *recorder) RoundTrip(req *http.Request) (*http.Response, error) {
-	r.mu.Lock()
-	r.sent = append(r.sent, req.Header.Clone())
-	r.mu.Unlock()
-	return r.base.RoundTrip(req)
-}
-
-// last returns the latest recorded request that has a header.
-func (r *recorder) last(name string) http.Header {
-	r.mu.Lock()
-	defer r.mu.Unlock()
-	for _, h := range slices.Backward(r.sent) {
-		if h.Get(name) != "" {
-			return h
+func (t *wiretap) RoundTrip(req *http.Request) (*http.Response, error) {
+	m := message{method: req.Method, target: req.URL.RequestURI(), host: req.URL.Host, header: req.Header.Clone()}
+	if req.Body != nil && req.Body != http.NoBody {
+		body, err := io.ReadAll(req.Body)
+		req.Body.Close()
+		if err != nil {
+			return nil, err
+		}
+		m.body = body
+		req = req.Clone(req.Context())
+		req.Body = io.NopCloser(bytes.NewReader(body))
+	}
+	t.seen = append(t.seen, m)
+	if hold := t.holder; hold != nil && m.proven() {
+		t.holder = nil
+		if !hold(m) {
+			return nil, errStopped
 		}
 	}
-	return nil
+	return t.base.RoundTrip(req)
+}
+
+// last returns the latest message that has a header.
+func (t *wiretap) last(name string) (m message, err error) {
+	for _, m := range slices.Backward(t.seen) {
+		if m.header.Get(name) != "" {
+			return m, nil
+		}
+	}
+	return m, errors.New("the recorded traffic has no " + name)
+}
+
+// hold has the owner make a request, which the thief gets before the server. He
+// says whether it goes on when he is done.
+func (d *demo) hold(ctx context.Context, owner *http.Client, m message, thief func(caught message) (forward bool)) (outcome, error) {
+	d.line.holder = thief
+	_, got := d.send(ctx, owner, m)
+	if d.line.holder != nil {
+		return got, errors.New("the owner's client sent no proof")
+	}
+	return got, nil
 }
 
 func softCandidate(dir string) hwkey.Candidate { return softkey.Candidate(dir, softkey.KeyFile("")) }
 
-// thief tries everything that a stolen token and recorded traffic allow.
-func (d *demo) thief(ctx context.Context, dir string) error {
-	n := hwsign.BoundToken
-	introduced, proven := d.recorder.last(n.EphemeralKey), d.recorder.last(n.EphemeralID)
-	if introduced == nil || proven == nil {
-		return errors.New("the recorded traffic has no proofs")
+// thief tries everything that a stolen token and a place on the line allow.
+func (d *demo) thief(ctx context.Context, dir string, owner *http.Client) error {
+	plain := new(http.Client)
+	try := func(tried string, reason proof.Reason, m message) *http.Response {
+		return d.try(ctx, plain, "thief", tried, outcome{401, reason}, m)
 	}
-	plain := &http.Client{}
-	try := func(tried string, reason proof.Reason, method, path string, header http.Header) *http.Response {
-		return d.try(ctx, plain, "thief", tried, outcome{401, reason}, method, path, header)
+	login, err := d.line.last(httpsig.DeviceField)
+	if err != nil {
+		return err
 	}
-	try("the token alone", proof.Required, http.MethodGet, "/authenticated", nil)
+	introduction, err := d.line.last(httpsig.DelegationField)
+	if err != nil {
+		return err
+	}
+	proven, err := d.line.last("Signature")
+	if err != nil {
+		return err
+	}
+	own, err := newForger()
+	if err != nil {
+		return err
+	}
+	look := d.request(http.MethodGet, "/authenticated", "")
 
+	d.printf("\nA thief has copied her token.\n")
+	try("the token alone", proof.Required, look)
 	other, closeOther, err := d.otherDevice(ctx, dir)
 	if err != nil {
 		return err
 	}
 	defer closeOther()
-	d.try(ctx, other, "thief", "the token, with a device key of the thief's own", outcome{401, proof.Invalid}, http.MethodGet, "/authenticated", nil)
-
-	forged, err := selfSigned()
+	d.try(ctx, other, "thief", "the token, with a device key of the thief's own", outcome{401, proof.Invalid}, look)
+	delegation, err := own.delegation(d.token, d.base.Host)
 	if err != nil {
 		return err
 	}
-	try("an ephemeral key that vouches for itself", proof.Invalid, http.MethodGet, "/authenticated", forged)
-	try("a recorded introduction, once more", proof.NonceSpent, http.MethodGet, "/authenticated", introduced)
-	try("a recorded request, once more", proof.NonceSpent, http.MethodGet, "/authenticated", proven)
-	try("its proof, on another method", proof.NonceSpent, http.MethodDelete, "/authenticated", proven)
-	try("its proof, on another path", proof.NonceSpent, http.MethodPost, "/logout", proven)
-
-	// The owner's ephemeral key, which the thief does not have.
-	guess := http.Header{
-		n.EphemeralID: proven[n.EphemeralID],
-		n.Data:        {newValue()},
-		n.DataSig:     {base64.StdEncoding.EncodeToString(make([]byte, sha256.Size))},
+	for _, c := range []struct{ tried, delegation string }{
+		{"an ephemeral key that vouches for itself", delegation},
+		{"the thief's ephemeral key, with her delegation", introduction.header.Get(httpsig.DelegationField)},
+	} {
+		forged := look.altered(func(m *message) { m.header.Set(httpsig.DelegationField, c.delegation) })
+		if err := own.sign(&forged, own.id()); err != nil {
+			return err
+		}
+		try(c.tried, proof.Invalid, forged)
 	}
-	refusal := try("a new value, with a made-up signature", proof.Invalid, http.MethodGet, "/authenticated", guess)
+
+	d.printf("\nHe holds back a payment of hers, POST /echo/pay?to=bob, before it reaches the server.\n")
+	got, err := d.hold(ctx, owner, d.request(http.MethodPost, "/echo/pay?to=bob", payment), func(caught message) bool {
+		for _, c := range []struct {
+			tried  string
+			change func(*message)
+		}{
+			{"its unspent proof, on another method", func(m *message) { m.method = http.MethodPut }},
+			{"its unspent proof, on another path", func(m *message) { m.target = "/echo/other?to=bob" }},
+			{"its unspent proof, on another query", func(m *message) { m.target = "/echo/pay?to=mallory" }},
+			{"its unspent proof, on another body and its digest", func(m *message) {
+				m.body = []byte(`{"amount":1000}`)
+				m.header.Set(httpsig.DigestField, httpsig.FormatDigest(sha256.Sum256(m.body)))
+			}},
+			{"its unspent proof, at another host", func(m *message) { m.host = "other.example" }},
+		} {
+			try(c.tried, proof.Invalid, caught.altered(c.change))
+		}
+		return true
+	})
+	if err != nil {
+		return err
+	}
+	d.note(result{who: "owner", tried: "the payment as it was: valid, and unspent till now", want: admitted, got: got})
+	_, err = d.hold(ctx, owner, d.request(http.MethodPost, "/echo/pay?to=bob", payment), func(caught message) bool {
+		try("one that he stopped, with another body", proof.BodyDiffer, caught.altered(func(m *message) { m.body = []byte(`{"amount":1000}`) }))
+		return false
+	})
+	if err != nil {
+		return err
+	}
+
+	d.printf("\nHe has a record of all her traffic.\n")
+	try("her introduction of a key, once more", proof.NonceSpent, introduction)
+	try("her request, once more", proof.NonceSpent, proven)
+	try("her login, once more", proof.NonceSpent, login)
+	resigned := login.altered(func(*message) {})
+	if err := own.sign(&resigned, keyIDOf(login)); err != nil {
+		return err
+	}
+	try("her login, signed anew by another key", proof.Invalid, resigned)
+
+	// Her ephemeral key, which he does not have.
+	guess := proven.altered(func(*message) {})
+	err = guess.sign(keyIDOf(proven), proof.HMACSHA256, func([]byte) ([]byte, error) { return make([]byte, sha256.Size), nil })
+	if err != nil {
+		return err
+	}
+	refusal := try("a new request, with a made-up signature", proof.Invalid, guess)
 	d.resubmit(ctx, plain, refusal, guess)
 	return nil
 }
@@ -109,78 +212,119 @@ func (d *demo) otherDevice(ctx context.Context, dir string) (*http.Client, func(
 	}
 	defer key.Close()
 	c := client.New(keys)
-	stolen := client.Session{Origin: d.base.String(), Tokens: []string{client.Hash(d.token)}, Key: key.Info().ID}
+	id := client.Hash(d.token)
+	stolen := client.Session{Origin: d.base.String(), Tokens: []string{id}, Key: key.Info().ID, Wire: client.HTTPSig.String(), ID: id}
 	if err := c.Restore(ctx, stolen); err != nil {
 		return nil, nil, err
 	}
 	return &http.Client{Transport: c.Transport(nil)}, func() { c.Close() }, nil
 }
 
-// selfSigned returns an introduction whose delegation is signed by the
-// ephemeral key itself.
-func selfSigned() (http.Header, error) {
-	key, err := ecdsa.GenerateKey(elliptic.P256(), rand.Reader)
+// sign signs a message, in place of the one whose signature it has.
+func (m *message) sign(keyID string, alg proof.Algorithm, sign func(base []byte) ([]byte, error)) error {
+	u, err := url.Parse(m.target)
+	if err != nil {
+		return err
+	}
+	signed := &proof.Message{Method: m.method, Scheme: "http", Authority: m.host, Path: u.EscapedPath(), RawQuery: u.RawQuery,
+		Header: m.header, HasBody: len(m.body) > 0}
+	return httpsig.Sign(signed, &httpsig.Signing{KeyID: keyID, Algorithm: alg, Created: time.Now(), Nonce: rand.Text()}, sign)
+}
+
+var keyID = regexp.MustCompile(`keyid="([^"]*)"`)
+
+// keyIDOf returns the name of the key that a message is signed with.
+func keyIDOf(m message) string {
+	if found := keyID.FindStringSubmatch(m.header.Get("Signature-Input")); found != nil {
+		return found[1]
+	}
+	return ""
+}
+
+// forger is a key that nobody has delegated to.
+type forger struct {
+	private *ecdsa.PrivateKey
+	public  *proof.PublicKey
+}
+
+func newForger() (*forger, error) {
+	private, err := ecdsa.GenerateKey(elliptic.P256(), rand.Reader)
 	if err != nil {
 		return nil, err
 	}
-	der, err := x509.MarshalPKIXPublicKey(&key.PublicKey)
+	public, err := proof.NewPublicKey(proof.ECDSAP256, private.Public())
+	return &forger{private, public}, err
+}
+
+func (f *forger) id() string {
+	sum := f.public.Thumbprint()
+	return base64.RawURLEncoding.EncodeToString(sum[:])
+}
+
+// signature returns r‖s.
+func (f *forger) signature(message []byte) ([]byte, error) {
+	digest := sha256.Sum256(message)
+	r, s, err := ecdsa.Sign(rand.Reader, f.private, digest[:])
 	if err != nil {
 		return nil, err
 	}
-	public, value := base64.StdEncoding.EncodeToString(der), newValue()
-	h := make(http.Header)
-	n := hwsign.BoundToken
-	for _, f := range []struct{ name, sigName, text string }{
-		{n.EphemeralKey, n.EphemeralSig, public},
-		{n.Data, n.DataSig, value},
-	} {
-		digest := sha256.Sum256([]byte(f.text))
-		sig, err := ecdsa.SignASN1(rand.Reader, key, digest[:])
-		if err != nil {
-			return nil, err
-		}
-		h.Set(f.name, f.text)
-		h.Set(f.sigName, base64.StdEncoding.EncodeToString(sig))
-	}
-	h.Set(n.EphemeralType, hwsign.TypeECDSA)
-	return h, nil
+	sig := make([]byte, 64)
+	r.FillBytes(sig[:32])
+	s.FillBytes(sig[32:])
+	return sig, nil
+}
+
+// delegation returns one that the key has made for itself.
+func (f *forger) delegation(token, audience string) (string, error) {
+	now := time.Now()
+	d := &proof.Delegation{Algorithm: proof.ECDSAP256, Key: f.public.Bytes(), Scope: &proof.Scope{
+		NotBefore: now, Expires: now.Add(time.Minute), Session: sha256.Sum256([]byte(token)), Audience: audience}}
+	d.Signed = httpsig.Statement(d.Algorithm, d.Key, d.Scope)
+	var err error
+	d.Signature, err = f.signature(d.Signed)
+	return httpsig.FormatDelegation(d), err
+}
+
+// sign signs a message under a name that need not be the key's.
+func (f *forger) sign(m *message, keyID string) error {
+	return m.sign(keyID, proof.ECDSAP256, f.signature)
 }
 
 // resubmit sends a refused request again, once with each thing that the refusal
 // contained as the signature: servers have been known to tell the right one.
-func (d *demo) resubmit(ctx context.Context, c *http.Client, refusal *http.Response, refused http.Header) {
+func (d *demo) resubmit(ctx context.Context, c *http.Client, refusal *http.Response, refused message) {
 	want := outcome{401, proof.Invalid}
 	got := want
-	sig := hwsign.BoundToken.DataSig
-	for _, value := range append(told(refusal), refused.Get(sig)) {
-		h := refused.Clone()
-		h.Set(sig, value)
-		if _, o := d.send(ctx, c, http.MethodGet, "/authenticated", h); o != want {
+	for _, sig := range append(told(refusal), make([]byte, sha256.Size)) {
+		again := refused.altered(func(m *message) {
+			m.header.Set("Signature", "limpet=:"+base64.StdEncoding.EncodeToString(sig)+":")
+		})
+		if _, o := d.send(ctx, c, again); o != want {
 			got = o
 		}
 	}
-	d.note(result{"thief", "the same, signed with what the refusal told", want, got})
+	d.note(result{who: "thief", tried: "the same, signed with what the refusal told", want: want, got: got})
 }
 
+var base64Text = regexp.MustCompile(`[A-Za-z0-9+/_-]{16,}`)
+
 // told returns everything in an answer that could be a signature in base64.
-func told(resp *http.Response) (values []string) {
+func told(resp *http.Response) (values [][]byte) {
 	if resp == nil {
 		return nil
 	}
-	var body map[string]any
 	text, _ := io.ReadAll(resp.Body)
-	json.Unmarshal(text, &body)
-	for v := range maps.Values(body) {
-		values = append(values, fmt.Sprint(v))
+	texts := []string{string(text)}
+	for _, lines := range resp.Header {
+		texts = append(texts, lines...)
 	}
-	for header := range maps.Values(resp.Header) {
-		values = append(values, header...)
+	standard := strings.NewReplacer("-", "+", "_", "/")
+	for _, text := range texts {
+		for _, word := range base64Text.FindAllString(text, -1) {
+			if b, err := base64.RawStdEncoding.DecodeString(standard.Replace(word)); err == nil {
+				values = append(values, b)
+			}
+		}
 	}
-	return slices.DeleteFunc(values, func(v string) bool {
-		_, err := base64.RawStdEncoding.DecodeString(strings.TrimRight(v, "="))
-		return v == "" || err != nil
-	})
+	return values
 }
-
-// newValue returns a value as the client makes them: time and random part.
-func newValue() string { return fmt.Sprintf("%d-%s", time.Now().Unix(), rand.Text()) }
