@@ -1,6 +1,7 @@
 package limpet
 
 import (
+	"bufio"
 	"bytes"
 	"crypto/ecdh"
 	"crypto/ecdsa"
@@ -14,6 +15,7 @@ import (
 	"math/big"
 	"net/http"
 	"net/http/httptest"
+	"net/url"
 	"strings"
 	"testing"
 	"time"
@@ -481,6 +483,29 @@ func TestStreamedBody(t *testing.T) {
 	expect(t, "buffered up to a limit", s.serve(h.request("POST", "/small", "four", false)), "")
 	expect(t, "over it", s.serve(h.request("POST", "/small", "fiver", false)), proof.BodyLarge)
 	expect(t, "over the default", s.serve(h.request("POST", "/", strings.Repeat("x", 1<<20+1), false)), proof.BodyLarge)
+}
+
+func TestPathAsSent(t *testing.T) {
+	for _, target := range []string{"/", "/a|b", "/a^b", "/a%7Cb", "/[a]", "/a%2Fb", "/a%2fb", "//a", "/a b"} {
+		r, err := http.ReadRequest(bufio.NewReader(strings.NewReader("GET " + target + " HTTP/1.1\r\nHost: example.com\r\n\r\n")))
+		if target == "/a b" {
+			if err == nil {
+				t.Errorf("%q is a target", target)
+			}
+			continue
+		}
+		if err != nil {
+			t.Fatal(err)
+		}
+		if m := messageOf(r); m.Path != target {
+			t.Errorf("%q became %q", target, m.Path)
+		}
+	}
+	// What a middleware made of the path is what the app will see.
+	changed := &url.URL{Path: "/admin", RawPath: "/a|b"}
+	if path := pathAsSent(changed); path != "/admin" {
+		t.Errorf("a changed path is taken for %q", path)
+	}
 }
 
 func TestWellKnown(t *testing.T) {

@@ -7,6 +7,7 @@ import (
 	"errors"
 	"fmt"
 	"net/http"
+	"net/url"
 	"sync"
 
 	"github.com/limpet-auth/limpet/proof"
@@ -68,11 +69,22 @@ func messageOf(r *http.Request) proof.Message {
 		Method:    r.Method,
 		Scheme:    scheme,
 		Authority: proof.Authority(scheme, r.Host),
-		Path:      r.URL.EscapedPath(),
+		Path:      pathAsSent(r.URL),
 		RawQuery:  r.URL.RawQuery,
 		Header:    r.Header,
 		HasBody:   r.ContentLength != 0,
 	}
+}
+
+// pathAsSent returns the path before any decoding (RFC 9421, 2.2.6). EscapedPath
+// would escape what clients should have, and some have not.
+func pathAsSent(u *url.URL) string {
+	if u.RawPath != "" {
+		if path, err := url.PathUnescape(u.RawPath); err == nil && path == u.Path {
+			return u.RawPath
+		}
+	}
+	return u.EscapedPath()
 }
 
 type contextKey struct{}
