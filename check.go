@@ -276,7 +276,8 @@ func (g *Guard) compareBody(ctx context.Context, r *Request, c *checking, s *ses
 		}
 		return nil
 	case rule.Body == StreamBody:
-		r.Digest = &digest
+		stays := digest
+		r.Digest = &stays
 		return nil
 	case r.Body == nil:
 		return nil
