@@ -59,6 +59,11 @@ func Verify(m *Message, p *Proof, device *PublicKey, known *EphemeralKey, now ti
 	if p.Channel {
 		return nil, &Refusal{Reason: NoChannel, Detail: "a signing key has no key of a TLS connection"}
 	}
+	// A key that a proof presents may be used with another algorithm of its kind
+	// than at the login; one that was delegated to, only as the delegation says.
+	if p.Key == nil && p.Algorithm != 0 && p.Algorithm != known.Public.alg {
+		return nil, &Refusal{Reason: Invalid, Detail: "the proof is of another algorithm than its key"}
+	}
 	if !p.verifies(known.Public) {
 		return nil, &Refusal{Reason: Invalid, Detail: "the signature is not the key's"}
 	}
