@@ -22,7 +22,8 @@ type Request struct {
 	tokenErr error // why there is no Token to be had
 
 	// TLS is the connection the request came on, nil if TLS ends elsewhere or
-	// there is none.
+	// there is none. Each connection has a value of its own, which is not used
+	// again for another: what was derived for it is found by its address.
 	TLS *tls.ConnectionState
 
 	// Body returns the SHA-256 of the request's body, which it must be able to
@@ -51,18 +52,10 @@ func (g *Guard) Check(ctx context.Context, r *Request, rule Rule, response map[s
 	}
 	var refusal *proof.Refusal
 	if !errors.As(err, &refusal) {
-		refusal = &proof.Refusal{Reason: proof.Invalid, Err: err}
-	}
-	verdict := "refused"
-	if rule.Mode == Observe {
-		verdict = "would refuse"
+		refusal = &proof.Refusal{Reason: proof.Unavailable, Err: err} // nobody has judged the request
 	}
 	r.Digest = nil
-	g.cfg.Logger.LogAttrs(ctx, slog.LevelInfo, "limpet: "+verdict,
-		slog.String("reason", string(refusal.Reason)),
-		slog.String("why", refusal.Error()),
-		slog.String("method", r.Method),
-		slog.String("path", r.Path))
+	g.log(ctx, &r.Message, rule, refusal)
 	if rule.Mode == Observe {
 		return unbound, nil
 	}
@@ -74,6 +67,19 @@ func (g *Guard) Check(ctx context.Context, r *Request, rule Rule, response map[s
 		}
 	}
 	return nil, refusal
+}
+
+// log says what is refused, or would be.
+func (g *Guard) log(ctx context.Context, m *proof.Message, rule Rule, refusal *proof.Refusal) {
+	verdict := "refused"
+	if rule.Mode == Observe {
+		verdict = "would refuse"
+	}
+	g.cfg.Logger.LogAttrs(ctx, slog.LevelInfo, "limpet: "+verdict,
+		slog.String("reason", string(refusal.Reason)),
+		slog.String("why", refusal.Error()),
+		slog.String("method", m.Method),
+		slog.String("path", m.Path))
 }
 
 func (g *Guard) check(ctx context.Context, r *Request, rule Rule, response map[string][]string) (*Binding, error) {
@@ -164,7 +170,7 @@ func (g *Guard) prove(ctx context.Context, r *Request, s *session, rule Rule, no
 	var known *ephemeral
 	var key *proof.EphemeralKey
 	if p.KeyID != "" {
-		if known, err = g.ephemeralKey(ctx, s, p.KeyID); err != nil {
+		if known, err = g.ephemeralKey(ctx, s, p); err != nil {
 			return err
 		}
 	}

@@ -5,7 +5,9 @@ import (
 	"errors"
 	"fmt"
 	"log/slog"
+	"net"
 	"net/http"
+	"path"
 	"strings"
 	"time"
 
@@ -86,7 +88,7 @@ type Rule struct {
 	// Body is up to how many bytes of a body are read to compare them with the
 	// digest that the proof covers, before the app sees any; a larger body is
 	// refused. 0 is Config.MaxBody. With StreamBody the app gets the body as it
-	// comes, and instead of io.EOF an error if it was another one.
+	// comes, and in place of the last byte an error if it was another one.
 	Body int64
 }
 
@@ -235,12 +237,17 @@ func newRules(fallback Rule, routes []Route) (r rules, err error) {
 }
 
 // of returns the rule of a request. One whose path has another rule as sent
-// than decoded, which is how an app may read it, is refused.
+// than decoded, which is how an app may read it, is refused; the rule tells if
+// that is only to be observed.
 func (r *rules) of(req *http.Request) (Rule, error) {
 	if r.mux == nil {
 		return r.fallback, nil
 	}
-	seen := &http.Request{Method: req.Method, URL: req.URL, Host: strings.TrimSuffix(strings.ToLower(req.Host), ".")}
+	host := req.Host
+	if name, _, err := net.SplitHostPort(host); err == nil {
+		host = name
+	}
+	seen := &http.Request{Method: req.Method, URL: req.URL, Host: strings.TrimRight(strings.ToLower(host), ".")}
 	rule := r.match(seen)
 	if req.URL.RawPath == "" {
 		return rule, nil
@@ -248,10 +255,25 @@ func (r *rules) of(req *http.Request) (Rule, error) {
 	decoded := *req.URL
 	decoded.RawPath = ""
 	seen.URL = &decoded
-	if r.match(seen) != rule {
-		return Rule{}, &proof.Refusal{Reason: proof.Malformed, Detail: "a path that can be read in two ways"}
+	other := r.match(seen)
+	if other == rule {
+		return rule, nil
 	}
-	return rule, nil
+	if rule.Mode == Observe {
+		rule = other
+	}
+	return rule, &proof.Refusal{Reason: proof.Malformed, Detail: "a path that can be read in two ways"}
+}
+
+// plain reports whether a request's target is the path that guard and app both
+// see. net/http also admits "GET x:anything", which a reverse proxy sends on as
+// it is, and leaves the paths of CONNECT uncleaned.
+func plain(r *http.Request) bool {
+	u := r.URL
+	if u.Opaque != "" || u.Host != "" && u.Host != r.Host {
+		return false
+	}
+	return r.Method != http.MethodConnect || strings.TrimSuffix(path.Clean(u.Path), "/") == strings.TrimSuffix(u.Path, "/")
 }
 
 func (r *rules) match(req *http.Request) Rule {

@@ -8,6 +8,7 @@ import (
 	"crypto/tls"
 	"crypto/x509"
 	"errors"
+	"io"
 	"net/http"
 	"net/http/httptest"
 	"strings"
@@ -89,8 +90,11 @@ func TestDPoPSession(t *testing.T) {
 type issued map[string]*proof.Confirmation
 
 func (i issued) Confirm(_ context.Context, token string) (*proof.Confirmation, error) {
-	if token == "down" {
+	switch token {
+	case "down":
 		return nil, &proof.Refusal{Reason: proof.Unavailable}
+	case "failing":
+		return nil, errors.New("connection refused")
 	}
 	if c := i[token]; c != nil {
 		return c, nil
@@ -123,8 +127,16 @@ func TestTokens(t *testing.T) {
 	expect(t, "unknown", s.serve(dpopRequest(s, key, "unknown", "")), proof.SessionUnbound)
 	expect(t, "issuer down", s.serve(dpopRequest(s, key, "down", "")), proof.Unavailable)
 
+	expect(t, "an error of any kind", s.serve(dpopRequest(s, key, "failing", "")), proof.Unavailable)
+	hashed := newSite(t, Config{Rule: Rule{Freshness: BodyHash}, Tokens: s.cfg.Tokens})
+	r := dpopRequest(s, key, "bound", "")
+	signed := r.Header.Get("Dpop")
+	signed = signed[:strings.LastIndexByte(signed, '.')]
+	r.Body, r.ContentLength = io.NopCloser(strings.NewReader(signed)), int64(len(signed))
+	expect(t, "policy body-hash", hashed.serve(r), proof.BodyDiffer)
+
 	h := s.hold("a-session-of-its-own")
-	r := h.request("GET", "/me", "", true)
+	r = h.request("GET", "/me", "", true)
 	r.Header.Set("Authorization", "DPoP bound")
 	if got := reasonIn(t, s.serve(r)); got == "" {
 		t.Error("a proof on another wire passed for an access token")

@@ -12,16 +12,20 @@ import (
 	"encoding/json"
 	"errors"
 	"io"
+	"math"
 	"math/big"
 	"net/http"
 	"net/http/httptest"
 	"net/url"
+	"runtime"
 	"strings"
 	"testing"
+	"testing/iotest"
 	"time"
 
 	"github.com/limpet-auth/limpet/proof"
 	"github.com/limpet-auth/limpet/proof/httpsig"
+	"github.com/limpet-auth/limpet/proof/hwsign"
 	"github.com/limpet-auth/limpet/store/memstore"
 )
 
@@ -483,6 +487,155 @@ func TestStreamedBody(t *testing.T) {
 	expect(t, "buffered up to a limit", s.serve(h.request("POST", "/small", "four", false)), "")
 	expect(t, "over it", s.serve(h.request("POST", "/small", "fiver", false)), proof.BodyLarge)
 	expect(t, "over the default", s.serve(h.request("POST", "/", strings.Repeat("x", 1<<20+1), false)), proof.BodyLarge)
+}
+
+// Apps that read no further than they must do not miss that a body was another
+// one.
+func TestStreamedBodyIsReadByHalves(t *testing.T) {
+	const honest, evil = `{"amount":"1"}`, `{"amount":"999"}`
+	readers := map[string]func(r *http.Request) error{
+		"a JSON decoder": func(r *http.Request) error { return json.NewDecoder(r.Body).Decode(new(any)) },
+		"as many bytes as promised": func(r *http.Request) error {
+			if r.ContentLength < 0 {
+				return json.NewDecoder(r.Body).Decode(new(any))
+			}
+			_, err := io.ReadFull(r.Body, make([]byte, r.ContentLength))
+			return err
+		},
+		"byte by byte": func(r *http.Request) error { _, err := io.ReadAll(iotest.OneByteReader(r.Body)); return err },
+		"with its end": func(r *http.Request) error { _, err := io.ReadAll(iotest.DataErrReader(r.Body)); return err },
+		"all":          func(r *http.Request) error { _, err := io.ReadAll(r.Body); return err },
+	}
+	for name, read := range readers {
+		for _, body := range []string{honest, evil, `{"amount":"2"}`} {
+			for _, chunked := range []bool{false, true} {
+				s := newSite(t, Config{Rule: Rule{Body: StreamBody}})
+				h := s.hold("token")
+				var got error
+				s.next = s.Protect(http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) { got = read(r) }))
+				r := h.request("POST", "/transfer", honest, true)
+				r.Body, r.ContentLength = io.NopCloser(iotest.HalfReader(strings.NewReader(body))), int64(len(body))
+				if chunked {
+					r.ContentLength = -1
+				}
+				if w := s.serve(r); w.Code != 200 {
+					t.Fatal(w.Code, w.Body)
+				}
+				if (got == nil) != (body == honest) {
+					t.Errorf("%s, chunked %v, reads %s: %v", name, chunked, body, got)
+				}
+			}
+		}
+	}
+	for size := range 5 {
+		text := []byte("four")[:min(size, 4)]
+		if err := iotest.TestReader(newDigestedBody(io.NopCloser(bytes.NewReader(text)), sha256.Sum256(text)), text); err != nil {
+			t.Errorf("%q: %v", text, err)
+		}
+	}
+}
+
+func TestObservedBody(t *testing.T) {
+	for _, limit := range []int64{StreamBody, 0} {
+		s := newSite(t, Config{Rule: Rule{Mode: Observe, Body: limit}})
+		h := s.hold("token")
+		r := h.request("POST", "/transfer", "amount=1", true)
+		r.Body = io.NopCloser(strings.NewReader("amount=9"))
+		var got []byte
+		var err error
+		s.next = s.Protect(http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) { got, err = io.ReadAll(r.Body) }))
+		s.serve(r)
+		if err != nil || string(got) != "amount=9" {
+			t.Errorf("the app reads %q, %v", got, err)
+		}
+		if !strings.Contains(s.log.String(), "would refuse") {
+			t.Errorf("not logged: %s", s.log)
+		}
+	}
+	s := newSite(t, Config{Rule: Rule{Mode: Observe}, Routes: []Route{{"/admin/", Rule{Mode: Observe, Challenge: true}}}})
+	expect(t, "a path that can be read in two ways", s.serve(httptest.NewRequest("GET", "/admin%2Fx", nil)), "")
+	if !strings.Contains(s.log.String(), "would refuse") {
+		t.Errorf("not logged: %s", s.log)
+	}
+}
+
+// A length that is promised costs nothing before the bytes are there, and no
+// limit is beyond counting.
+func TestBodyLimits(t *testing.T) {
+	s := newSite(t, Config{Rule: Rule{Body: math.MaxInt64}})
+	h := s.hold("token")
+	r := h.request("POST", "/x", "a body", true)
+	r.ContentLength = -1
+	expect(t, "an honest chunked body", s.serve(r), "")
+	r = h.request("POST", "/x", "a body", true)
+	r.ContentLength = math.MaxInt64
+	expect(t, "a length beyond all", s.serve(r), proof.BodyLarge)
+
+	large := httptest.NewRequest("POST", "/login", eternal{})
+	large.ContentLength = 512 << 20
+	var before, during runtime.MemStats
+	runtime.ReadMemStats(&before)
+	stop := errors.New("no more")
+	large.Body = io.NopCloser(readFunc(func([]byte) (int, error) {
+		runtime.ReadMemStats(&during)
+		return 0, stop
+	}))
+	if _, err := hashBody(large, 1<<30); !errors.Is(err, stop) {
+		t.Error(err)
+	}
+	if n := during.TotalAlloc - before.TotalAlloc; n > 16<<20 {
+		t.Errorf("%d MiB for a body of which no byte has come", n>>20)
+	}
+}
+
+type eternal struct{}
+
+func (eternal) Read(p []byte) (int, error) { return len(p), nil }
+
+type readFunc func([]byte) (int, error)
+
+func (f readFunc) Read(p []byte) (int, error) { return f(p) }
+
+// A key that was introduced on the strong wire proves nothing on the weak one.
+func TestKeyOfAnotherWire(t *testing.T) {
+	s := newSite(t, Config{})
+	h := s.hold("token")
+	n := hwsign.BoundToken
+	for _, sign := range []func(v string) string{
+		func(v string) string { return b64(h.mac.Append(nil, []byte(v))) },
+		func(v string) string {
+			h.delegateSigning()
+			expect(t, "introduction", h.get(true), "")
+			return sign(t, h.signing, []byte(v))
+		},
+	} {
+		expect(t, "introduction", h.get(true), "")
+		v := s.value()
+		r := httptest.NewRequest("DELETE", "/anything?x=y", strings.NewReader("any body"))
+		sig := sign(v)
+		r.Header.Set("Authorization", "Bearer token")
+		r.Header.Set(n.EphemeralID, thumbprint(h.public))
+		r.Header.Set(n.Data, v)
+		r.Header.Set(n.DataSig, sig)
+		expect(t, "on hw-sign", s.serve(r), proof.KeyUnknown)
+	}
+}
+
+// Policy body-hash takes the signed value for the body on hw-sign only.
+func TestBodyIsNotTheSignatureBase(t *testing.T) {
+	s := newSite(t, Config{Rule: Rule{Freshness: BodyHash}})
+	h := s.hold("token")
+	expect(t, "honest", s.serve(h.request("POST", "/transfer", "amount=1", true)), "")
+	r := h.request("POST", "/transfer", "amount=1", true)
+	m := messageOf(r)
+	m.Session = h.session
+	var p proof.Proof
+	if found, err := (httpsig.Wire{}).Extract(&m, &p); !found || err != nil {
+		t.Fatal(found, err)
+	}
+	base := string(p.Signed)
+	r.Body, r.ContentLength = io.NopCloser(strings.NewReader(base)), int64(len(base))
+	expect(t, "the signature base", s.serve(r), proof.BodyDiffer)
 }
 
 func TestPathAsSent(t *testing.T) {

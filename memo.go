@@ -94,13 +94,14 @@ func (g *Guard) session(ctx context.Context, id ID) (*session, error) {
 	return s, nil
 }
 
-// ephemeralKey returns the ephemeral key that a client names, nil if the session
-// has none of that name.
-func (g *Guard) ephemeralKey(ctx context.Context, s *session, name string) (*ephemeral, error) {
-	if len(name) == thumbprintLen {
-		return g.byThumbprint(ctx, s, name)
+// ephemeralKey returns the ephemeral key that a proof names, nil if the session
+// has none of that name. Proofs that say their algorithm are of wires whose keys
+// are named by thumbprint, and find no others.
+func (g *Guard) ephemeralKey(ctx context.Context, s *session, p *proof.Proof) (*ephemeral, error) {
+	if p.Algorithm != 0 {
+		return g.byThumbprint(ctx, s, p.KeyID)
 	}
-	slot, fingerprint, ok := parseWireID(name)
+	slot, fingerprint, ok := parseWireID(p.KeyID)
 	if !ok {
 		return nil, nil
 	}

@@ -6,6 +6,7 @@ import (
 	"crypto/sha256"
 	"errors"
 	"fmt"
+	"io"
 	"net/http"
 	"net/url"
 	"sync"
@@ -26,14 +27,14 @@ func (g *Guard) Protect(next http.Handler) http.Handler {
 			g.serveWellKnown(w, r)
 			return
 		}
-		b, digest, err := g.checkHTTP(w, r)
+		b, body, err := g.checkHTTP(w, r)
 		if err != nil {
 			Refuse(w, err)
 			return
 		}
 		r = r.WithContext(&boundContext{r.Context(), b})
-		if digest != nil {
-			r.Body = newDigestedBody(r.Body, *digest)
+		if body != nil {
+			r.Body = body
 		}
 		next.ServeHTTP(w, r)
 	})
@@ -42,9 +43,20 @@ func (g *Guard) Protect(next http.Handler) http.Handler {
 // requests holds Requests between uses.
 var requests = sync.Pool{New: func() any { return new(Request) }}
 
-func (g *Guard) checkHTTP(w http.ResponseWriter, r *http.Request) (b *Binding, digest *[sha256.Size]byte, err error) {
+// checkHTTP decides over a request. body is what the app reads in place of the
+// request's own, nil if that stays.
+func (g *Guard) checkHTTP(w http.ResponseWriter, r *http.Request) (b *Binding, body io.ReadCloser, err error) {
+	if !plain(r) {
+		return nil, nil, &proof.Refusal{Reason: proof.Malformed, Detail: "a target that can be read in two ways"}
+	}
 	rule, err := g.rules.of(r)
-	if err != nil {
+	var refusal *proof.Refusal
+	switch errors.As(err, &refusal); {
+	case refusal != nil && rule.Mode == Observe:
+		m := messageOf(r)
+		g.log(r.Context(), &m, rule, refusal)
+		return unbound, nil, nil
+	case err != nil:
 		return nil, nil, err
 	}
 	token, err := g.cfg.Session.Token(r.Header)
@@ -55,9 +67,22 @@ func (g *Guard) checkHTTP(w http.ResponseWriter, r *http.Request) (b *Binding, d
 		req.Body = func() ([sha256.Size]byte, error) { return hashBody(r, cmp.Or(rule.Body, g.cfg.MaxBody)) }
 	}
 	b, err = g.Check(r.Context(), req, rule, w.Header())
-	digest = req.Digest
+	digest := req.Digest
 	*req = Request{}
-	return b, digest, err
+	if digest == nil {
+		return b, nil, err
+	}
+	return b, g.streamed(r, *digest, rule), err
+}
+
+// streamed returns the body that the app reads as it comes.
+func (g *Guard) streamed(r *http.Request, digest [sha256.Size]byte, rule Rule) io.ReadCloser {
+	body := newDigestedBody(r.Body, digest)
+	if rule.Mode == Observe {
+		ctx, m := r.Context(), messageOf(r)
+		body.observe = func(refusal *proof.Refusal) { g.log(ctx, &m, rule, refusal) }
+	}
+	return body
 }
 
 func messageOf(r *http.Request) proof.Message {

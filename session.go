@@ -46,7 +46,7 @@ func (s Session) Token(header map[string][]string) (string, error) {
 		rest, ok = afterScheme(v[0], "dpop")
 	}
 	switch {
-	case !ok && strings.Contains(strings.ToLower(v[0]), "bearer"): // some apps look for it anywhere
+	case !ok && hasScheme(strings.ToLower(v[0])):
 		return "", ambiguous
 	case !ok:
 		return "", nil
@@ -54,6 +54,12 @@ func (s Session) Token(header map[string][]string) (string, error) {
 		return "", ambiguous
 	}
 	return accept(strings.Trim(rest, " "))
+}
+
+// hasScheme reports whether a scheme is anywhere in a value, in lower case: some
+// apps look for it there.
+func hasScheme(authorization string) bool {
+	return strings.Contains(authorization, "bearer") || strings.Contains(authorization, "dpop ")
 }
 
 // afterScheme returns what follows a scheme, given in lower case.

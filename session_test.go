@@ -32,6 +32,8 @@ func TestSessionToken(t *testing.T) {
 		{"tab", Bearer(), http.Header{"Authorization": {"Bearer\tabc"}}, "", proof.Malformed},
 		{"no-break space", Bearer(), http.Header{"Authorization": {"Bearer\u00a0abc"}}, "", proof.Malformed},
 		{"scheme alone", Bearer(), http.Header{"Authorization": {"Bearer"}}, "", proof.Malformed},
+		{"DPoP", Bearer(), http.Header{"Authorization": {"DPoP abc"}}, "abc", ""},
+		{"second scheme DPoP", Bearer(), http.Header{"Authorization": {"x, DPoP abc"}}, "", proof.Malformed},
 		{"second scheme", Bearer(), http.Header{"Authorization": {"Basic x, Bearer abc"}}, "", proof.Malformed},
 
 		{"name in capitals", Cookie("my_sid"), http.Header{"Cookie": {"MY_SID=abc"}}, "abc", ""},

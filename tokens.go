@@ -27,6 +27,9 @@ func (g *Guard) confirmed(ctx context.Context, r *Request) (*session, error) {
 		if errors.As(err, &refusal) && refusal.Reason == proof.SessionUnbound {
 			return nil, nil
 		}
+		if refusal == nil {
+			err = unavailable("access token", err)
+		}
 		return nil, err
 	}
 	if !g.now().Add(-skew).Before(c.Expires) {

@@ -167,3 +167,34 @@ func TestGuardChannel(t *testing.T) {
 		}
 	})
 }
+
+// A device key that is slower than the lease is long cannot be helped by asking
+// it again and again.
+func TestLeaseShorterThanTheDeviceKey(t *testing.T) {
+	for _, lease := range []time.Duration{time.Second, 3 * time.Second} {
+		synctest.Test(t, func(t *testing.T) {
+			keys := newKeystore()
+			_, c := guarded(t, limpet.Config{Lease: lease}, keys)
+			token := login(t, c, origin)
+			keys.delay = 2 * lease
+			before := keys.signs.Load()
+			resp, err := c.Do(request(t, "GET", origin+"/me", token, nil))
+			if err == nil {
+				resp.Body.Close()
+			}
+			time.Sleep(time.Minute) // what the device key was asked for comes to its end
+			if n := keys.signs.Load() - before; err == nil || n > 3 {
+				t.Errorf("lease %v: %d signatures, %v", lease, n, err)
+			}
+		})
+	}
+}
+
+// A host name is signed as it is sent, which for one that is not ASCII only
+// net/http knows.
+func TestHostNameThatIsNotASCII(t *testing.T) {
+	_, c := guarded(t, limpet.Config{}, newKeystore())
+	if _, err := c.Post("https://bücher.example/login", "text/plain", strings.NewReader("secret")); err == nil || !strings.Contains(err.Error(), "xn--") {
+		t.Errorf("%v", err)
+	}
+}

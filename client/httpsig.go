@@ -204,9 +204,19 @@ func messageOf(out *try) *proof.Message {
 	if host == "" {
 		host = out.URL.Host
 	}
-	m.Authority = proof.Authority(m.Scheme, host)
+	m.Authority = proof.Authority(m.Scheme, withoutZone(host))
 	m.Path, m.RawQuery, _ = strings.Cut(out.URL.RequestURI(), "?")
 	return m
+}
+
+// withoutZone returns a host without the zone of an IPv6 address, which net/http
+// does not send (RFC 6874, 4).
+func withoutZone(host string) string {
+	from, to := strings.IndexByte(host, '%'), strings.IndexByte(host, ']')
+	if from < 0 || to < from || host[0] != '[' {
+		return host
+	}
+	return host[:from] + host[to:]
 }
 
 // credential returns the ID of the session, and whether the request carries its
@@ -386,7 +396,7 @@ func (w *httpsigWire) key(out *try, m *proof.Message) (*agreement, error) {
 // granted returns the current grant for requests like m. It has the next one
 // made in time, and waits only if there is none.
 func (w *httpsigWire) granted(ctx context.Context, m *proof.Message, lease time.Duration) (*grant, error) {
-	for {
+	for range maxGrants {
 		w.mu.Lock()
 		now := time.Now()
 		live := w.grant != nil && w.grant.fits(m) && !w.grant.over(now, 5)
@@ -411,7 +421,12 @@ func (w *httpsigWire) granted(ctx context.Context, m *proof.Message, lease time.
 			return nil, err
 		}
 	}
+	return nil, fmt.Errorf("limpet: client: %s: the device key takes longer to sign than the server's lease of %v lasts", w.origin, lease)
 }
+
+// maxGrants is how many delegations a request waits for: others may have made
+// the first for another host.
+const maxGrants = 3
 
 // startGrant has the device key delegate to a new ephemeral key. w.mu is held.
 func (w *httpsigWire) startGrant(m *proof.Message, lease time.Duration) {

@@ -2,6 +2,7 @@ package client
 
 import (
 	"context"
+	"errors"
 	"fmt"
 	"net/http"
 	"net/netip"
@@ -68,6 +69,10 @@ func (t *transport) login(old *session, req *http.Request) (*http.Response, erro
 	if !c.mayBind(req.URL) {
 		closeBody(req)
 		return nil, fmt.Errorf("limpet: client: log in: plain http to %s is not allowed, see Client.PlainHTTP", req.URL.Hostname())
+	}
+	if strings.ContainsFunc(req.URL.Host, func(r rune) bool { return r >= 0x80 }) {
+		closeBody(req)
+		return nil, errors.New("limpet: client: log in: a host name that is not ASCII: write it as it is sent, xn--…")
 	}
 	label := origin[:min(len(origin), 256)] // hwkey's limit
 	key, err := c.Keys.Create(ctx, hwkey.CreateOptions{Algorithm: c.DeviceKey, Label: label})

@@ -173,8 +173,9 @@ func fresh(m *Message, p *Proof, now time.Time, policy Policy) error {
 		}
 		return nil
 	case BodyHash:
-		// A value that is the body itself covers it as well as its hash does.
-		if m.Body == nil || !claims(p.BodyClaim, m.Body) && sha256.Sum256(p.Signed) != *m.Body {
+		// Where a wire signs a bare value, one that is the body itself covers it as
+		// well as its hash does.
+		if m.Body == nil || !claims(p.BodyClaim, m.Body) && (p.Algorithm != 0 || sha256.Sum256(p.Signed) != *m.Body) {
 			return &Refusal{Reason: BodyDiffer, Detail: "the signed value is not the hash of the body"}
 		}
 		return nil
