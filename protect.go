@@ -50,14 +50,8 @@ func (g *Guard) checkHTTP(w http.ResponseWriter, r *http.Request) (b *Binding, b
 		return nil, nil, &proof.Refusal{Reason: proof.Malformed, Detail: "a target that can be read in two ways"}
 	}
 	rule, err := g.rules.of(r)
-	var refusal *proof.Refusal
-	switch errors.As(err, &refusal); {
-	case refusal != nil && rule.Mode == Observe:
-		m := messageOf(r)
-		g.log(r.Context(), &m, rule, refusal)
-		return unbound, nil, nil
-	case err != nil:
-		return nil, nil, err
+	if err != nil {
+		return g.observed(r, rule, err)
 	}
 	token, err := g.cfg.Session.Token(r.Header)
 	req := requests.Get().(*Request)
@@ -73,6 +67,17 @@ func (g *Guard) checkHTTP(w http.ResponseWriter, r *http.Request) (b *Binding, b
 		return b, nil, err
 	}
 	return b, g.streamed(r, *digest, rule), err
+}
+
+// observed decides over a request that has no one rule.
+func (g *Guard) observed(r *http.Request, rule Rule, err error) (*Binding, io.ReadCloser, error) {
+	var refusal *proof.Refusal
+	if rule.Mode != Observe || !errors.As(err, &refusal) {
+		return nil, nil, err
+	}
+	m := messageOf(r)
+	g.log(r.Context(), &m, rule, refusal)
+	return unbound, nil, nil
 }
 
 // streamed returns the body that the app reads as it comes.
