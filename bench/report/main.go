@@ -7,7 +7,6 @@ package main
 
 import (
 	"bufio"
-	"bytes"
 	"flag"
 	"fmt"
 	"log"
@@ -23,114 +22,151 @@ func main() {
 	log.SetFlags(0)
 	log.SetPrefix("report: ")
 	out := flag.String("o", "../docs/performance.md", "file to write")
+	only := flag.String("only", "", "measure only the section with this `title`, and keep the others of the file")
 	flag.Parse()
-	doc, err := write()
+	old, err := os.ReadFile(*out)
+	if err != nil && *only != "" {
+		log.Fatal(err)
+	}
+	doc, err := write(*only, string(old))
 	if err != nil {
 		log.Fatal(err)
 	}
-	if err := os.WriteFile(*out, doc, 0o644); err != nil {
+	if err := os.WriteFile(*out, []byte(doc), 0o644); err != nil {
 		log.Fatal(err)
 	}
 }
 
-func write() ([]byte, error) {
-	var doc bytes.Buffer
-	p := func(format string, args ...any) { fmt.Fprintf(&doc, format, args...) }
-	p("# Performance\n\n")
-	p("Written by `go run ./report` in `bench/`, every figure from that run: %s, %s/%s, %d CPUs (%s).\n", runtime.Version(), runtime.GOOS, runtime.GOARCH, runtime.NumCPU(), cpuModel())
-	p("Times depend on the machine; trust the ratios, each of which compares two things measured in turn. Medians of 8 runs; of 6 from the memory of spent values on.\n\n")
+// A section measures and returns its text.
+type section struct {
+	title   string
+	measure func() (string, error)
+}
 
-	log.Print("decisions per algorithm")
+var sections = []section{
+	{"A decision, per algorithm", decisions},
+	{"One check", checks},
+	{"Bodies and channels", bodies},
+	{"A whole server", server},
+	{"Memory of spent values", replay},
+	{"Stores and sessions", stores},
+	{"A million sessions", million},
+	{"TPM commands", tpm},
+}
+
+func write(only, old string) (string, error) {
+	if only != "" && !slices.ContainsFunc(sections, func(s section) bool { return s.title == only }) {
+		return "", fmt.Errorf("no section %q", only)
+	}
+	var doc strings.Builder
+	fmt.Fprintf(&doc, "# Performance\n\nWritten by `go run ./report` in `bench/`, every figure of a section from one run: %s, %s/%s, %d CPUs (%s).\n",
+		runtime.Version(), runtime.GOOS, runtime.GOARCH, runtime.NumCPU(), cpuModel())
+	doc.WriteString("Times depend on the machine; trust the ratios, each of which compares two things measured in turn. Medians of 8 runs; of 6 from the memory of spent values on.\n")
+	for _, s := range sections {
+		heading := "\n## " + s.title + "\n\n"
+		if _, rest, found := strings.Cut(old, heading); found && only != "" && only != s.title {
+			text, _, _ := strings.Cut(rest, "\n## ")
+			doc.WriteString(heading + text)
+			continue
+		}
+		log.Print(s.title)
+		text, err := s.measure()
+		if err != nil {
+			return "", err
+		}
+		doc.WriteString(heading + text)
+	}
+	return doc.String(), nil
+}
+
+func decisions() (string, error) {
 	verify, err := benchmarks("..", "./proof", "Verify", 8, "-benchtime", "0.2s")
 	if err != nil {
-		return nil, err
+		return "", err
 	}
-	p("## A decision, per algorithm\n\nFrom the parsed proof to yes or no, beside the bare crypto call on the same bytes.\n\n")
-	p("| algorithm | bare, ns | Limpet, ns | ratio |\n|---|---|---|---|\n")
+	var doc strings.Builder
+	doc.WriteString("From the parsed proof to yes or no, beside the bare crypto call on the same bytes.\n\n" +
+		"| algorithm | bare, ns | Limpet, ns | ratio |\n|---|---|---|---|\n")
 	for _, alg := range []string{"ed25519", "ecdsa-p256", "rsa-pss", "rsa-pkcs1", "hmac-sha256"} {
-		p("| %s | %.0f | %.0f | %.2f |\n", alg, verify.of("Verify/"+alg+"/bare", "ns/op"), verify.of("Verify/"+alg+"/limpet", "ns/op"),
+		fmt.Fprintf(&doc, "| %s | %.0f | %.0f | %.2f |\n", alg, verify.of("Verify/"+alg+"/bare", "ns/op"), verify.of("Verify/"+alg+"/limpet", "ns/op"),
 			verify.ratio("Verify/"+alg+"/limpet", "Verify/"+alg+"/bare"))
 	}
+	return doc.String(), nil
+}
 
-	log.Print("one check")
+func checks() (string, error) {
 	check, err := benchmarks("..", ".", "Check/hmac|Check/httpsig|Protect", 8, "-benchtime", "200000x")
 	if err != nil {
-		return nil, err
+		return "", err
 	}
 	ecdsa, err := benchmarks("..", ".", "Check/ecdsa", 8, "-benchtime", "10000x")
 	if err != nil {
-		return nil, err
+		return "", err
 	}
 	check.add(ecdsa)
-	p("\n## One check\n\nHeaders, extract, verify, value spent (memstore). Beside it the bare crypto: HMAC with reused state, ECDSA verify.\n\n")
-	p("| proof | bare, ns | Limpet, ns | ratio | allocations |\n|---|---|---|---|---|\n")
+	var doc strings.Builder
+	doc.WriteString("Headers, extract, verify, value spent (memstore). Beside it the bare crypto: HMAC with reused state, ECDSA verify.\n\n" +
+		"| proof | bare, ns | Limpet, ns | ratio | allocations |\n|---|---|---|---|---|\n")
 	for _, wire := range []struct{ name, limpet, bare string }{
 		{"hw-sign, HMAC", "hmac", "hmac"}, {"RFC 9421, HMAC", "httpsig", "hmac"}, {"hw-sign, ECDSA", "ecdsa", "ecdsa"},
 	} {
-		limpet, bare := "Check/"+wire.limpet+"/limpet", "Check/"+wire.bare+"/bare"
-		p("| %s | %.0f | %.0f | %.2f | %.0f (bare %.0f) |\n", wire.name, check.of(bare, "ns/op"), check.of(limpet, "ns/op"), check.ratio(limpet, bare),
-			check.of(limpet, "allocs/op"), check.of(bare, "allocs/op"))
+		check.row(&doc, wire.name, "Check/"+wire.limpet+"/limpet", "Check/"+wire.bare+"/bare")
 	}
-	p("\nThe whole middleware around a handler that does nothing: %.0f ns, %.0f allocations.\n", check.of("Protect", "ns/op"), check.of("Protect", "allocs/op"))
+	fmt.Fprintf(&doc, "\nThe whole middleware around a handler that does nothing: %.0f ns, %.0f allocations.\n", check.of("Protect", "ns/op"), check.of("Protect", "allocs/op"))
+	return doc.String(), nil
+}
 
-	log.Print("bodies and channels")
+func bodies() (string, error) {
 	extras, err := benchmarks("..", ".", "Body|Channel", 8, "-benchtime", "0.3s")
 	if err != nil {
-		return nil, err
+		return "", err
 	}
-	p("\n## Bodies and channels\n\nThe digest of 1 MiB beside the bare hash, and the key of a TLS connection beside its exporter.\n\n")
-	p("| | bare, ns | Limpet, ns | ratio | allocations |\n|---|---|---|---|---|\n")
-	for _, row := range []struct{ name, limpet, bare string }{
-		{"body, as the app reads it", "Body/streamed", "Body/bare"}, {"body, before the app sees it", "Body/buffered", "Body/bare"},
-		{"channel", "Channel/limpet", "Channel/bare"},
-	} {
-		p("| %s | %.0f | %.0f | %.2f | %.0f (bare %.0f) |\n", row.name, extras.of(row.bare, "ns/op"), extras.of(row.limpet, "ns/op"),
-			extras.ratio(row.limpet, row.bare), extras.of(row.limpet, "allocs/op"), extras.of(row.bare, "allocs/op"))
-	}
+	var doc strings.Builder
+	doc.WriteString("The digest of 1 MiB beside the bare hash, and the key of a TLS connection beside its exporter.\n\n" +
+		"| | bare, ns | Limpet, ns | ratio | allocations |\n|---|---|---|---|---|\n")
+	extras.row(&doc, "body, as the app reads it", "Body/streamed", "Body/bare")
+	extras.row(&doc, "body, before the app sees it", "Body/buffered", "Body/bare")
+	extras.row(&doc, "channel", "Channel/limpet", "Channel/bare")
+	return doc.String(), nil
+}
 
-	log.Print("a whole server")
-	server, err := run(".", "go", "run", "./throughput")
+func server() (string, error) {
+	out, err := run(".", "go", "run", "./throughput")
 	if err != nil {
-		return nil, err
+		return "", err
 	}
-	p("\n## A whole server\n\nnet/http with a small JSON answer, server and client in separate processes, keep-alive, unique values, memstore. CPU is the\n" +
+	return "net/http with a small JSON answer, server and client in separate processes, keep-alive, unique values, memstore. CPU is the\n" +
 		"server process's own. The bare servers that verify get the same bytes, and verify one constant signature a request and\n" +
-		"the access token, each time; the guard verifies a token once and remembers it.\n\n")
-	p("%s", server)
+		"the access token, each time; the guard verifies a token once and remembers it.\n\n" + string(out), nil
+}
 
-	log.Print("memory of spent values")
-	replay, err := benchmarks(".", ".", "Replay", 6, "-benchtime", "1x", "-timeout", "30m")
-	if err != nil {
-		return nil, err
-	}
-	p("\n## Memory of spent values\n\n")
-	replay.table(&doc)
+func replay() (string, error) {
+	return table("", "Replay", 6)
+}
 
-	log.Print("stores and sessions")
-	stores, err := benchmarks(".", ".", "Memstore|Boltstore|Session", 6, "-benchtime", "1x", "-timeout", "30m")
-	if err != nil {
-		return nil, err
-	}
-	p("\n## Stores and sessions\n\nA record of 200 bytes in stores of a million; then sessions and ephemeral keys as a guard makes them. A session in use is\n" +
-		"one of the 16,384 at most that a guard keeps decoded.\n\n")
-	stores.table(&doc)
+func stores() (string, error) {
+	return table("A record of 200 bytes in stores of a million; then sessions and ephemeral keys as a guard makes them. A session in use is\n"+
+		"one of the 16,384 at most that a guard keeps decoded.\n\n", "Memstore|Boltstore|Session", 6)
+}
 
-	log.Print("a million logins")
-	million, err := benchmarks(".", ".", "Million", 1, "-benchtime", "1x", "-timeout", "30m")
-	if err != nil {
-		return nil, err
-	}
-	p("\n## A million sessions\n\nA million logins on a boltstore, one run. Then it is closed, opened anew (ms/open), and used by a thousand of them.\n\n")
-	million.table(&doc)
+func million() (string, error) {
+	return table("A million logins on a boltstore, one run. Then it is closed, opened anew (ms/open), and used by a thousand of them.\n\n", "Million", 1)
+}
 
-	log.Print("TPM commands")
-	tpm, err := benchmarks(".", ".", "TPM", 6, "-benchtime", "1x")
+func tpm() (string, error) {
+	return table("Counted at the transport. Software TPM; a chip is 10 to 1,000 times slower for each command, not in their number.\n\n", "TPM", 6)
+}
+
+// table returns intro and a table of this module's benchmarks.
+func table(intro, pattern string, count int) (string, error) {
+	r, err := benchmarks(".", ".", pattern, count, "-benchtime", "1x", "-timeout", "30m")
 	if err != nil {
-		return nil, err
+		return "", err
 	}
-	p("\n## TPM commands\n\nCounted at the transport. Software TPM; a chip is 10 to 1,000 times slower for each command, not in their number.\n\n")
-	tpm.table(&doc)
-	return doc.Bytes(), nil
+	var doc strings.Builder
+	doc.WriteString(intro)
+	r.table(&doc)
+	return doc.String(), nil
 }
 
 // results are the values of each benchmark by unit, one a run.
@@ -196,8 +232,14 @@ func (r *results) ratio(a, b string) float64 {
 	return median(ratios)
 }
 
+// row writes a benchmark beside the bare one.
+func (r *results) row(doc *strings.Builder, name, limpet, bare string) {
+	fmt.Fprintf(doc, "| %s | %.0f | %.0f | %.2f | %.0f (bare %.0f) |\n", name, r.of(bare, "ns/op"), r.of(limpet, "ns/op"), r.ratio(limpet, bare),
+		r.of(limpet, "allocs/op"), r.of(bare, "allocs/op"))
+}
+
 // table writes every benchmark with what it reports of its own.
-func (r *results) table(doc *bytes.Buffer) {
+func (r *results) table(doc *strings.Builder) {
 	fmt.Fprint(doc, "| | |\n|---|---|\n")
 	for _, name := range r.names {
 		var units []string

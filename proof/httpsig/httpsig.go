@@ -81,6 +81,13 @@ func (Wire) Offer(m *proof.Message) (*proof.Offer, error) {
 // limpet-channel that the request has. It may cover more. A delegation needs no
 // cover: it is signed by itself, and for one key.
 func (Wire) Extract(m *proof.Message, p *proof.Proof) (found bool, err error) {
+	if !present(m, "Signature-Input") && !present(m, DelegationField) {
+		return false, nil // before room is made for it
+	}
+	return extract(m, p)
+}
+
+func extract(m *proof.Message, p *proof.Proof) (found bool, err error) {
 	var in input
 	if found, err = read(m, p, &in); err != nil {
 		return false, err
@@ -158,6 +165,8 @@ func (Wire) Refused(_ *proof.Message, response map[string][]string, reason proof
 		response[ChallengeField] = []string{s.Challenge}
 	}
 }
+
+func present(m *proof.Message, name string) bool { return len(m.Header[name]) > 0 }
 
 // value returns the one line of a field, without the white space around it; "" if
 // it is absent or empty.
