@@ -46,6 +46,9 @@ func (c IntrospectionConfig) LogValue() slog.Value {
 // String leaves out the secret.
 func (c IntrospectionConfig) String() string { return c.LogValue().String() }
 
+// GoString leaves out the secret.
+func (c IntrospectionConfig) GoString() string { return c.String() }
+
 // Introspection knows the access tokens that an issuer says are active (RFC
 // 7662). It is safe for concurrent use.
 //

@@ -241,7 +241,7 @@ func TestSecretIsNotPrinted(t *testing.T) {
 	must(t, err)
 	var b strings.Builder
 	slog.New(slog.NewTextHandler(&b, nil)).Info("x", "config", cfg, "introspection", i)
-	fmt.Fprintf(&b, "%v %+v %s %v %+v", cfg, cfg, cfg, i, i)
+	fmt.Fprintf(&b, "%v %+v %s %#v %v %+v %#v", cfg, cfg, cfg, cfg, i, i, i)
 	if strings.Contains(b.String(), "canary") || !strings.Contains(b.String(), "client_id=rs") {
 		t.Error(b.String())
 	}
