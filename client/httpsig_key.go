@@ -7,10 +7,8 @@ import (
 	"crypto/elliptic"
 	"crypto/rand"
 	"crypto/sha256"
-	"encoding/asn1"
 	"errors"
 	"fmt"
-	"math/big"
 	"sync/atomic"
 	"time"
 
@@ -83,7 +81,7 @@ func (g *grant) generate(alg proof.Algorithm) error {
 			if err != nil {
 				return nil, err
 			}
-			return rawECDSA(der)
+			return proof.RawECDSA(der)
 		}
 	case proof.HMACSHA256, 0:
 		alg = proof.HMACSHA256
@@ -164,20 +162,7 @@ func (a *agreement) with(server *proof.Server) bool {
 func signExact(device hwkey.Key, message []byte) ([]byte, error) {
 	sig, err := signDevice(device, message, false)
 	if alg := device.Info().Algorithm; err == nil && alg != hwkey.Ed25519 && alg != hwkey.RSA2048 {
-		return rawECDSA(sig)
+		return proof.RawECDSA(sig)
 	}
 	return sig, err
-}
-
-// rawECDSA returns a P-256 signature as r‖s, given SEQUENCE { INTEGER r, INTEGER s }.
-func rawECDSA(der []byte) ([]byte, error) {
-	var v struct{ R, S *big.Int }
-	rest, err := asn1.Unmarshal(der, &v)
-	if err != nil || len(rest) > 0 || v.R.Sign() <= 0 || v.S.Sign() <= 0 || v.R.BitLen() > 256 || v.S.BitLen() > 256 {
-		return nil, errors.New("the key's signature is not an ECDSA P-256 one")
-	}
-	raw := make([]byte, 64)
-	v.R.FillBytes(raw[:32])
-	v.S.FillBytes(raw[32:])
-	return raw, nil
 }

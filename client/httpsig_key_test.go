@@ -27,7 +27,7 @@ func TestRawECDSA(t *testing.T) {
 		if err != nil {
 			t.Fatal(err)
 		}
-		raw, err := rawECDSA(der)
+		raw, err := proof.RawECDSA(der)
 		if err != nil || len(raw) != 64 {
 			t.Fatal(len(raw), err)
 		}
@@ -37,7 +37,7 @@ func TestRawECDSA(t *testing.T) {
 	}
 	long := append([]byte{0x30, 0x26, 0x02, 0x21, 0x01}, make([]byte, 32)...)
 	for _, bad := range [][]byte{nil, {0x30}, []byte("garbage"), {0x30, 6, 2, 1, 0, 2, 1, 1}, {0x30, 6, 2, 1, 1, 2, 1, 0xff}, {0x30, 6, 2, 1, 1, 2, 1, 1, 0}, append(long, 2, 1, 1)} {
-		if raw, err := rawECDSA(bad); err == nil {
+		if raw, err := proof.RawECDSA(bad); err == nil {
 			t.Errorf("%x: %x", bad, raw)
 		}
 	}

@@ -3,6 +3,7 @@ package proof
 import (
 	"crypto/ecdsa"
 	"encoding/hex"
+	"errors"
 	"math/bits"
 )
 
@@ -18,14 +19,29 @@ var p256Order = func() (n [4]uint64) {
 	return words(b)
 }()
 
+// RawECDSA returns a P-256 signature as the 64 bytes r‖s that standards of the
+// web want (RFC 7518, 3.4; RFC 9421, 3.3.4), given the DER that keys write.
+func RawECDSA(der []byte) ([]byte, error) {
+	rs, ok := parseDER(der)
+	if zero := [32]byte{}; !ok || [32]byte(rs[:32]) == zero || [32]byte(rs[32:]) == zero {
+		return nil, errors.New("limpet: proof: not an ECDSA P-256 signature in DER")
+	}
+	return rs[:], nil
+}
+
 // parseECDSA reads a signature in either form that peers send: 64 bytes r‖s,
-// or DER SEQUENCE { INTEGER r, INTEGER s } (RFC 3279, 2.2.3). DER is 64 bytes
-// long for about one signature in 2^48; that one is read as r‖s and fails.
+// or DER. DER is 64 bytes long for about one signature in 2^48; that one is read
+// as r‖s and fails.
 func parseECDSA(sig []byte) (rs ecdsaSignature, ok bool) {
 	if len(sig) == len(rs) {
 		copy(rs[:], sig)
 		return rs, true
 	}
+	return parseDER(sig)
+}
+
+// parseDER reads SEQUENCE { INTEGER r, INTEGER s } (RFC 3279, 2.2.3).
+func parseDER(sig []byte) (rs ecdsaSignature, ok bool) {
 	// All lengths fit in one byte: at most 2+33+2+33.
 	if len(sig) < 8 || len(sig) > 72 || sig[0] != 0x30 || int(sig[1]) != len(sig)-2 {
 		return rs, false

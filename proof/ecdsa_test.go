@@ -124,3 +124,16 @@ func FuzzParsePublicKey(f *testing.F) {
 		}
 	})
 }
+
+func TestRawECDSA(t *testing.T) {
+	s := newSigner(t, ECDSAP256)
+	raw, err := RawECDSA(s.sign([]byte("message")))
+	if err != nil || !s.public.VerifyExact(ECDSAP256, []byte("message"), raw) {
+		t.Errorf("%x: %v", raw, err)
+	}
+	for _, bad := range [][]byte{nil, raw, {0x30, 6, 2, 1, 0, 2, 1, 1}, {0x30, 6, 2, 1, 1, 2, 1, 0}} {
+		if _, err := RawECDSA(bad); err == nil {
+			t.Errorf("%x is a signature", bad)
+		}
+	}
+}

@@ -6,7 +6,6 @@ import (
 	"crypto/rsa"
 	"crypto/sha256"
 	"crypto/x509"
-	"encoding/asn1"
 	"encoding/json"
 	"errors"
 	"fmt"
@@ -152,12 +151,5 @@ func sign(key crypto.Signer, alg proof.Algorithm, message []byte) ([]byte, error
 	if err != nil || alg != proof.ECDSAP256 {
 		return sig, err
 	}
-	var rs struct{ R, S *big.Int }
-	if rest, err := asn1.Unmarshal(sig, &rs); err != nil || len(rest) > 0 || rs.R.Sign() <= 0 || rs.S.Sign() <= 0 || rs.R.BitLen() > 256 || rs.S.BitLen() > 256 {
-		return nil, errors.New("the key's signature is not one of ECDSA with P-256")
-	}
-	sig = make([]byte, 64)
-	rs.R.FillBytes(sig[:32])
-	rs.S.FillBytes(sig[32:])
-	return sig, nil
+	return proof.RawECDSA(sig)
 }
