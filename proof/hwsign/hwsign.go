@@ -13,6 +13,7 @@ package hwsign
 import (
 	"crypto/sha256"
 	"encoding/base64"
+	"math"
 	"strconv"
 	"time"
 
@@ -206,21 +207,19 @@ func decode(dst, text []byte) ([]byte, error) {
 //	time "-" rest   rest being random, or the hash of the body
 //	anything else   the hash of the body, or the body
 func parseData(b []byte) (t time.Time, random int, claim []byte) {
+	var n uint64
 	digits := 0
-	for digits < len(b) && b[digits] >= '0' && b[digits] <= '9' {
+	for digits < len(b) && digits < 19 && b[digits]-'0' <= 9 {
+		n = 10*n + uint64(b[digits]-'0') // 19 digits fit
 		digits++
 	}
-	if digits == 0 || digits > 19 || digits < len(b) && b[digits] != '-' {
-		return time.Time{}, 0, b
-	}
-	n, err := strconv.ParseInt(string(b[:digits]), 10, 64)
-	if err != nil {
+	if digits == 0 || n > math.MaxInt64 || digits < len(b) && b[digits] != '-' {
 		return time.Time{}, 0, b
 	}
 	if digits < len(b) {
 		claim = b[digits+1:]
 	}
-	return unixTime(n), len(claim), claim
+	return unixTime(int64(n)), len(claim), claim
 }
 
 // unixTime infers the unit from the magnitude: each threshold is a date before
