@@ -7,6 +7,7 @@ import (
 	"net/http"
 	"testing"
 
+	"github.com/limpet-auth/limpet/internal/incoming"
 	"github.com/limpet-auth/limpet/proof"
 )
 
@@ -40,7 +41,7 @@ func TestCheckAllocatesOnHTTPSig(t *testing.T) {
 	expect(t, "introduction", h.get(true), "")
 	messages := make([]proof.Message, 1200)
 	for i := range messages {
-		messages[i] = messageOf(h.request("GET", "/me?x=1", "", false))
+		messages[i] = incoming.Message(h.request("GET", "/me?x=1", "", false))
 	}
 	next := 0
 	var req Request

@@ -6,6 +6,8 @@ import (
 	"io"
 	"net/http"
 	"testing"
+
+	"github.com/limpet-auth/limpet/internal/incoming"
 )
 
 // BenchmarkBody is what the digest of a body of 1 MiB costs, beside the bare
@@ -25,7 +27,7 @@ func BenchmarkBody(b *testing.B) {
 		b.SetBytes(int64(len(body)))
 		for b.Loop() {
 			r := &http.Request{ContentLength: int64(len(body)), Body: io.NopCloser(bytes.NewReader(body))}
-			if sum, err := hashBody(r, 1<<20); err != nil || sum != digest {
+			if sum, err := incoming.HashBody(r, 1<<20); err != nil || sum != digest {
 				b.Fatal(err)
 			}
 		}
@@ -33,7 +35,7 @@ func BenchmarkBody(b *testing.B) {
 	b.Run("streamed", func(b *testing.B) {
 		b.SetBytes(int64(len(body)))
 		for b.Loop() {
-			r := newDigestedBody(io.NopCloser(bytes.NewReader(body)), digest)
+			r := incoming.NewDigestedBody(io.NopCloser(bytes.NewReader(body)), digest)
 			if _, err := io.Copy(io.Discard, struct{ io.Reader }{r}); err != nil {
 				b.Fatal(err)
 			}

@@ -7,7 +7,6 @@ import (
 	"log/slog"
 	"net"
 	"net/http"
-	"path"
 	"strings"
 	"time"
 
@@ -263,17 +262,6 @@ func (r *rules) of(req *http.Request) (Rule, error) {
 		rule = other
 	}
 	return rule, &proof.Refusal{Reason: proof.Malformed, Detail: "a path that can be read in two ways"}
-}
-
-// plain reports whether a request's target is the path that guard and app both
-// see. net/http also admits "GET x:anything", which a reverse proxy sends on as
-// it is, and leaves the paths of CONNECT uncleaned.
-func plain(r *http.Request) bool {
-	u := r.URL
-	if u.Opaque != "" || u.Host != "" && u.Host != r.Host {
-		return false
-	}
-	return r.Method != http.MethodConnect || strings.TrimSuffix(path.Clean(u.Path), "/") == strings.TrimSuffix(u.Path, "/")
 }
 
 func (r *rules) match(req *http.Request) Rule {

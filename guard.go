@@ -10,6 +10,7 @@ import (
 	"net/http"
 	"time"
 
+	"github.com/limpet-auth/limpet/internal/incoming"
 	"github.com/limpet-auth/limpet/proof"
 	"github.com/limpet-auth/limpet/proof/dpop"
 	"github.com/limpet-auth/limpet/proof/httpsig"
@@ -91,7 +92,7 @@ func (g *Guard) Bind(w http.ResponseWriter, r *http.Request, token, user string)
 	if len(user) > maxUser {
 		return fmt.Errorf("limpet: bind: a user name of %d bytes, want at most %d", len(user), maxUser)
 	}
-	m, now := messageOf(r), g.now()
+	m, now := incoming.Message(r), g.now()
 	offer, wire, err := g.offer(r.Context(), &m, now)
 	if err != nil {
 		return fmt.Errorf("limpet: bind: %w", err)

@@ -13,6 +13,7 @@ import (
 	"testing"
 	"time"
 
+	"github.com/limpet-auth/limpet/internal/incoming"
 	"github.com/limpet-auth/limpet/proof"
 	"github.com/limpet-auth/limpet/proof/hwsign"
 )
@@ -148,7 +149,7 @@ func BenchmarkCheck(b *testing.B) {
 				b.StopTimer()
 				s.clock.Store(time.Now().UnixNano())
 				for i := range messages {
-					messages[i] = messageOf(h.request("GET", "/me?x=1", "", false))
+					messages[i] = incoming.Message(h.request("GET", "/me?x=1", "", false))
 				}
 				b.StartTimer()
 			}

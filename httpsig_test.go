@@ -23,6 +23,7 @@ import (
 	"testing/iotest"
 	"time"
 
+	"github.com/limpet-auth/limpet/internal/incoming"
 	"github.com/limpet-auth/limpet/proof"
 	"github.com/limpet-auth/limpet/proof/httpsig"
 	"github.com/limpet-auth/limpet/proof/hwsign"
@@ -80,7 +81,7 @@ func (h *holder) loginRequest(signer *ecdsa.PrivateKey) *http.Request {
 	}
 	r.Header.Set(httpsig.DeviceField, field)
 	r.Header.Set(httpsig.DigestField, httpsig.FormatDigest(sha256.Sum256([]byte("the password"))))
-	m := messageOf(r)
+	m := incoming.Message(r)
 	err = httpsig.Sign(&m, &httpsig.Signing{KeyID: thumbprint(public), Algorithm: proof.ECDSAP256, Created: h.site.time(), Nonce: rand.Text()},
 		func(base []byte) ([]byte, error) { return signRaw(t, signer, base), nil })
 	if err != nil {
@@ -182,7 +183,7 @@ func (h *holder) request(method, target, body string, introduce bool) *http.Requ
 		r.Header.Set(httpsig.ChannelField, httpsig.Channel)
 		mac = mac.OnChannel(h.channel)
 	}
-	m := messageOf(r)
+	m := incoming.Message(r)
 	m.InCookie = h.site.cfg.Session.cookie != ""
 	alg := h.delegation.Algorithm
 	err := httpsig.Sign(&m, &httpsig.Signing{KeyID: thumbprint(h.public), Algorithm: alg, Created: h.site.time(), Nonce: rand.Text()},
@@ -529,7 +530,7 @@ func TestStreamedBodyIsReadByHalves(t *testing.T) {
 	}
 	for size := range 5 {
 		text := []byte("four")[:min(size, 4)]
-		if err := iotest.TestReader(newDigestedBody(io.NopCloser(bytes.NewReader(text)), sha256.Sum256(text)), text); err != nil {
+		if err := iotest.TestReader(incoming.NewDigestedBody(io.NopCloser(bytes.NewReader(text)), sha256.Sum256(text)), text); err != nil {
 			t.Errorf("%q: %v", text, err)
 		}
 	}
@@ -580,7 +581,7 @@ func TestBodyLimits(t *testing.T) {
 		runtime.ReadMemStats(&during)
 		return 0, stop
 	}))
-	if _, err := hashBody(large, 1<<30); !errors.Is(err, stop) {
+	if _, err := incoming.HashBody(large, 1<<30); !errors.Is(err, stop) {
 		t.Error(err)
 	}
 	if n := during.TotalAlloc - before.TotalAlloc; n > 16<<20 {
@@ -627,7 +628,7 @@ func TestBodyIsNotTheSignatureBase(t *testing.T) {
 	h := s.hold("token")
 	expect(t, "honest", s.serve(h.request("POST", "/transfer", "amount=1", true)), "")
 	r := h.request("POST", "/transfer", "amount=1", true)
-	m := messageOf(r)
+	m := incoming.Message(r)
 	m.Session = h.session
 	var p proof.Proof
 	if found, err := (httpsig.Wire{}).Extract(&m, &p); !found || err != nil {
@@ -650,14 +651,14 @@ func TestPathAsSent(t *testing.T) {
 		if err != nil {
 			t.Fatal(err)
 		}
-		if m := messageOf(r); m.Path != target {
+		if m := incoming.Message(r); m.Path != target {
 			t.Errorf("%q became %q", target, m.Path)
 		}
 	}
 	// What a middleware made of the path is what the app will see.
-	changed := &url.URL{Path: "/admin", RawPath: "/a|b"}
-	if path := pathAsSent(changed); path != "/admin" {
-		t.Errorf("a changed path is taken for %q", path)
+	changed := &http.Request{URL: &url.URL{Path: "/admin", RawPath: "/a|b"}}
+	if m := incoming.Message(changed); m.Path != "/admin" {
+		t.Errorf("a changed path is taken for %q", m.Path)
 	}
 }
 

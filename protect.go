@@ -8,9 +8,9 @@ import (
 	"fmt"
 	"io"
 	"net/http"
-	"net/url"
 	"sync"
 
+	"github.com/limpet-auth/limpet/internal/incoming"
 	"github.com/limpet-auth/limpet/proof"
 	"github.com/limpet-auth/limpet/proof/httpsig"
 )
@@ -46,7 +46,7 @@ var requests = sync.Pool{New: func() any { return new(Request) }}
 // checkHTTP decides over a request. body is what the app reads in place of the
 // request's own, nil if that stays.
 func (g *Guard) checkHTTP(w http.ResponseWriter, r *http.Request) (b *Binding, body io.ReadCloser, err error) {
-	if !plain(r) {
+	if !incoming.Plain(r) {
 		return nil, nil, &proof.Refusal{Reason: proof.Malformed, Detail: "a target that can be read in two ways"}
 	}
 	rule, err := g.rules.of(r)
@@ -56,9 +56,9 @@ func (g *Guard) checkHTTP(w http.ResponseWriter, r *http.Request) (b *Binding, b
 	token, err := g.cfg.Session.Token(r.Header)
 	req := requests.Get().(*Request)
 	defer requests.Put(req)
-	*req = Request{Message: messageOf(r), Token: token, tokenErr: err, TLS: r.TLS}
+	*req = Request{Message: incoming.Message(r), Token: token, tokenErr: err, TLS: r.TLS}
 	if rule.Freshness == BodyHash || req.HasBody && rule.Body != StreamBody {
-		req.Body = func() ([sha256.Size]byte, error) { return hashBody(r, cmp.Or(rule.Body, g.cfg.MaxBody)) }
+		req.Body = func() ([sha256.Size]byte, error) { return incoming.HashBody(r, cmp.Or(rule.Body, g.cfg.MaxBody)) }
 	}
 	b, err = g.Check(r.Context(), req, rule, w.Header())
 	digest := req.Digest
@@ -75,46 +75,19 @@ func (g *Guard) observed(r *http.Request, rule Rule, err error) (*Binding, io.Re
 	if rule.Mode != Observe || !errors.As(err, &refusal) {
 		return nil, nil, err
 	}
-	m := messageOf(r)
+	m := incoming.Message(r)
 	g.log(r.Context(), &m, rule, refusal)
 	return unbound, nil, nil
 }
 
 // streamed returns the body that the app reads as it comes.
 func (g *Guard) streamed(r *http.Request, digest [sha256.Size]byte, rule Rule) io.ReadCloser {
-	body := newDigestedBody(r.Body, digest)
+	body := incoming.NewDigestedBody(r.Body, digest)
 	if rule.Mode == Observe {
-		ctx, m := r.Context(), messageOf(r)
-		body.observe = func(refusal *proof.Refusal) { g.log(ctx, &m, rule, refusal) }
+		ctx, m := r.Context(), incoming.Message(r)
+		body.Observe = func(refusal *proof.Refusal) { g.log(ctx, &m, rule, refusal) }
 	}
 	return body
-}
-
-func messageOf(r *http.Request) proof.Message {
-	scheme := ""
-	if r.TLS != nil {
-		scheme = "https"
-	}
-	return proof.Message{
-		Method:    r.Method,
-		Scheme:    scheme,
-		Authority: proof.Authority(scheme, r.Host),
-		Path:      pathAsSent(r.URL),
-		RawQuery:  r.URL.RawQuery,
-		Header:    r.Header,
-		HasBody:   r.ContentLength != 0,
-	}
-}
-
-// pathAsSent returns the path before any decoding (RFC 9421, 2.2.6). EscapedPath
-// would escape what clients should have, and some have not.
-func pathAsSent(u *url.URL) string {
-	if u.RawPath != "" {
-		if path, err := url.PathUnescape(u.RawPath); err == nil && path == u.Path {
-			return u.RawPath
-		}
-	}
-	return u.EscapedPath()
 }
 
 type contextKey struct{}

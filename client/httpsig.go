@@ -13,6 +13,7 @@ import (
 	"time"
 
 	"github.com/limpet-auth/limpet/hwkey"
+	"github.com/limpet-auth/limpet/internal/outgoing"
 	"github.com/limpet-auth/limpet/proof"
 	"github.com/limpet-auth/limpet/proof/httpsig"
 )
@@ -69,7 +70,7 @@ func (w *httpsigWire) offer(out *try, old *session) (sent, error) {
 	if alg == proof.RSAPSS {
 		alg = 0 // PSS with SHA-256 has no name there
 	}
-	err = sign(messageOf(out), w.site.now(), keyID(public), alg, func(base []byte) ([]byte, error) { return signExact(w.device, base) })
+	err = sign(outgoing.Message(out.Request, out.digest), w.site.now(), keyID(public), alg, func(base []byte) ([]byte, error) { return signExact(w.device, base) })
 	if err != nil {
 		return nil, fmt.Errorf("limpet: client: log in: %w", err)
 	}
@@ -144,7 +145,7 @@ func (p *httpsigOffer) remedy(reason proof.Reason, resp *http.Response, _ sent) 
 
 // prove adds the proof to a request.
 func (w *httpsigWire) prove(out *try) (sent, error) {
-	m := messageOf(out)
+	m := outgoing.Message(out.Request, out.digest)
 	m.Session, m.InCookie = w.credential(out)
 	a, err := w.key(out, m)
 	if err != nil {
@@ -161,7 +162,7 @@ func (w *httpsigWire) prove(out *try) (sent, error) {
 	if a.mac != nil && m.Scheme == "https" && w.site.channel.Load() {
 		p.channel = true
 		out.Header[httpsig.ChannelField] = []string{httpsig.Channel}
-		out.channel = &channelSigner{site: w.site, agreement: a, message: m}
+		out.channel = (&channelSigner{site: w.site, agreement: a, message: m}).sign
 		return p, nil
 	}
 	if err := sign(m, w.site.now(), a.keyID, a.Algorithm, a.sign); err != nil {
@@ -186,37 +187,6 @@ func sign(m *proof.Message, now time.Time, key string, alg proof.Algorithm, by f
 func keyID(key *proof.PublicKey) string {
 	sum := key.Thumbprint()
 	return base64.RawURLEncoding.EncodeToString(sum[:])
-}
-
-// messageOf returns a request as the server will see it.
-func messageOf(out *try) *proof.Message {
-	m := &proof.Message{
-		Method:  out.Method,
-		Scheme:  strings.ToLower(out.URL.Scheme),
-		Header:  out.Header,
-		HasBody: out.digest != nil,
-		Body:    out.digest,
-	}
-	if m.Method == "" {
-		m.Method = http.MethodGet
-	}
-	host := out.Host
-	if host == "" {
-		host = out.URL.Host
-	}
-	m.Authority = proof.Authority(m.Scheme, withoutZone(host))
-	m.Path, m.RawQuery, _ = strings.Cut(out.URL.RequestURI(), "?")
-	return m
-}
-
-// withoutZone returns a host without the zone of an IPv6 address, which net/http
-// does not send (RFC 6874, 4).
-func withoutZone(host string) string {
-	from, to := strings.IndexByte(host, '%'), strings.IndexByte(host, ']')
-	if from < 0 || to < from || host[0] != '[' {
-		return host
-	}
-	return host[:from] + host[to:]
 }
 
 // credential returns the ID of the session, and whether the request carries its

@@ -1,19 +1,19 @@
 package client
 
 import (
-	"bytes"
 	"crypto/sha256"
 	"fmt"
 	"io"
+	"net"
 	"net/http"
 	"time"
 
+	"github.com/limpet-auth/limpet/internal/outgoing"
 	"github.com/limpet-auth/limpet/proof"
 )
 
 const (
-	maxTries  = 3       // how often a request is sent, refusals included
-	maxMemory = 1 << 20 // bytes of a body that is kept in memory to be read again
+	maxTries = 3 // how often a request is sent, refusals included
 )
 
 type transport struct {
@@ -48,8 +48,8 @@ type try struct {
 	*http.Request // as it is sent; the caller's own is never changed
 	base          http.RoundTripper
 	login         bool
-	digest        *[sha256.Size]byte // of the body, where a wire wants that; nil if there is none
-	channel       *channelSigner     // signs once the connection is known; nil if it is signed
+	digest        *[sha256.Size]byte                // of the body, where a wire wants that; nil if there is none
+	channel       func(http.Header, net.Conn) error // signs once the connection is known; nil if it is signed
 }
 
 // exchange sends a request with what prove adds to it, and again where that can
@@ -59,9 +59,9 @@ func (t *transport) exchange(req *http.Request, digests bool, prove func(*try) (
 	var digest *[sha256.Size]byte
 	if digests {
 		var err error
-		if req, digest, err = digestBody(req); err != nil {
+		if req, digest, err = outgoing.Digest(req); err != nil {
 			closeBody(given)
-			return nil, err
+			return nil, fmt.Errorf("limpet: client: %w", err)
 		}
 	}
 	body := req.Body
@@ -113,57 +113,10 @@ func (t *transport) exchange(req *http.Request, digests bool, prove func(*try) (
 
 func (out *try) send() (*http.Response, error) {
 	if out.channel != nil {
-		return out.channel.send(out)
+		return outgoing.OnConn(out.base, out.Request, out.channel)
 	}
 	return out.base.RoundTrip(out.Request)
 }
-
-// digestBody returns the SHA-256 of a request's body, nil if it has none, and
-// the request with a body that can be read again.
-func digestBody(req *http.Request) (*http.Request, *[sha256.Size]byte, error) {
-	if req.Body == nil || req.Body == http.NoBody {
-		return req, nil, nil
-	}
-	if req.GetBody != nil {
-		body, err := req.GetBody()
-		if err != nil {
-			return nil, nil, fmt.Errorf("limpet: client: body for its digest: %w", err)
-		}
-		defer body.Close()
-		h := sha256.New()
-		if _, err := io.Copy(h, body); err != nil {
-			return nil, nil, fmt.Errorf("limpet: client: body for its digest: %w", err)
-		}
-		return req, (*[sha256.Size]byte)(h.Sum(nil)), nil
-	}
-	if req.ContentLength > maxMemory {
-		return nil, nil, errBodyOnce
-	}
-	data, err := io.ReadAll(io.LimitReader(req.Body, maxMemory+1))
-	if err != nil {
-		return nil, nil, fmt.Errorf("limpet: client: body for its digest: %w", err)
-	}
-	if len(data) > maxMemory {
-		return nil, nil, errBodyOnce
-	}
-	req.Body.Close()
-	again := req.WithContext(req.Context())
-	again.GetBody = func() (io.ReadCloser, error) {
-		if len(data) == 0 {
-			return http.NoBody, nil
-		}
-		return io.NopCloser(bytes.NewReader(data)), nil
-	}
-	again.Body, _ = again.GetBody()
-	again.ContentLength = int64(len(data))
-	if len(data) == 0 {
-		return again, nil, nil
-	}
-	sum := sha256.Sum256(data)
-	return again, &sum, nil
-}
-
-var errBodyOnce = fmt.Errorf("limpet: client: a body over %d bytes that can be read only once: set Request.GetBody", maxMemory)
 
 // rewindable reports whether a request's body can be read once more.
 func rewindable(req *http.Request) bool {
