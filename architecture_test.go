@@ -27,6 +27,7 @@ var imports = map[string][]string{
 	"hwkey/internal/keydir": {"hwkey"},
 	"hwkey/softkey":         {"hwkey", "hwkey/internal/keydir"},
 	"hwkey/tpmkey":          {"hwkey", "hwkey/internal/keydir"},
+	"keyring":               {"hwkey"},
 	"":                      {"internal/incoming", "proof", "proof/httpsig", "proof/hwsign", "proof/dpop"},
 	"client":                {"hwkey", "internal/outgoing", "proof", "proof/httpsig", "proof/hwsign", "proof/dpop"},
 	"limpettest":            {"", "internal/incoming", "hwkey", "proof", "proof/httpsig", "proof/hwsign", "proof/dpop"},
