@@ -23,6 +23,7 @@ var imports = map[string][]string{
 	"internal/outgoing":     {"proof"},
 	"store/memstore":        {"internal/replay"},
 	"store/boltstore":       {"internal/replay"},
+	"store/redisstore":      {},
 	"hwkey":                 {},
 	"hwkey/internal/keydir": {"hwkey"},
 	"hwkey/softkey":         {"hwkey", "hwkey/internal/keydir"},

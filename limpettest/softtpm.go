@@ -127,10 +127,3 @@ func stateDir(t testing.TB) string {
 	t.Cleanup(func() { os.RemoveAll(dir) })
 	return dir
 }
-
-func stop(cmd *exec.Cmd) {
-	if cmd != nil {
-		cmd.Process.Kill()
-		cmd.Wait()
-	}
-}

@@ -51,6 +51,8 @@ var sections = []section{
 	{"Memory of spent values", replay},
 	{"Stores and sessions", stores},
 	{"A million sessions", million},
+	{"Redis", redis},
+	{"Memory of Redis", redisMemory},
 	{"TPM commands", tpm},
 }
 
@@ -151,6 +153,17 @@ func stores() (string, error) {
 
 func million() (string, error) {
 	return table("A million logins on a boltstore, one run. Then it is closed, opened anew (ms/open), and used by a thousand of them.\n\n", "Million", 1)
+}
+
+func redis() (string, error) {
+	return table("A redis-server on the loopback interface, on the same CPUs, and 64 callers at a time. cpu-us/call is the client's own, redis-cpu-us/call\n"+
+		"that of Redis. set and script are the bare clients: a key of its own for each value (SET NX PX), and a script like the store's.\n"+
+		"limpet/request is what a proven request asks of the store: binding and ephemeral key, from memory, and the nonce spent.\n\n", "Redis$", 6)
+}
+
+func redisMemory() (string, error) {
+	return table("What Redis allocates: for a spent value at so many a second (beside one, for a key of its own), and for sessions as a guard\n"+
+		"makes them.\n\n", "RedisBytes", 6)
 }
 
 func tpm() (string, error) {

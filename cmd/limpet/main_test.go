@@ -53,6 +53,10 @@ func TestScript(t *testing.T) {
 			"signal": cmdSignal,
 			"mode":   cmdMode,
 			"cert":   cmdCert,
+			// redis starts a Redis with the password "open sesame": its address is $REDIS.
+			"redis": func(ts *testscript.TestScript, _ bool, _ []string) {
+				ts.Setenv("REDIS", limpettest.Redis(t, "--requirepass", "open sesame"))
+			},
 			"swtpm": func(ts *testscript.TestScript, _ bool, args []string) {
 				ts.Setenv("TPM", limpettest.SoftTPMAt(t, args[0]))
 			},

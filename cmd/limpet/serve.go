@@ -5,6 +5,7 @@ import (
 	"crypto/tls"
 	"errors"
 	"fmt"
+	"io"
 	"log/slog"
 	"net"
 	"net/http"
@@ -26,6 +27,7 @@ const (
 type serve struct {
 	listen      string
 	store       storeFlag
+	password    string // the file of the store's
 	tlsCert     string
 	tlsKey      string
 	adminSocket string
@@ -49,11 +51,20 @@ func serveCommand() *cobra.Command {
 /authenticated, which admits a bound session only with a proof of its device
 key. So does /echo, with all paths below it: it takes any method and body, and
 tells what it was asked. Accounts and sessions are kept in a file, which one
-server has open at a time, or in memory until the server ends.
+server has open at a time, in memory until the server ends, or in a Redis that
+any number of servers share:
+
+  redis://HOST[:PORT][/DATABASE]          one Redis
+  redis-sentinel://HOST,HOST/NAME         one that sentinels watch over
+  redis-cluster://HOST,HOST               a cluster
+
+Each with rediss instead of redis for TLS. A user goes before the host, as in
+redis://USER@HOST, and the password into a file that --store-password-file names.
 
 What is secret in the store is sealed under a key that lies outside of it:
 in PATH.sealkey beside the store, made at the first start, unless
 --seal-key-file or the systemd credential limpet-seal-key give another one.
+Servers that share a Redis share that key, so there one of the two must be given.
 
 In mode prefer, sessions without a device key are admitted at level none; in
 mode require they are refused; mode observe admits everything, and logs what
@@ -68,12 +79,13 @@ they come on, so that not even an ephemeral key stolen from memory works on
 another one; TLS must then end here, not at a proxy.
 
 limpet session lists and revokes sessions of a running server through its admin
-socket, by default PATH.admin beside the store.
+socket, by default PATH.admin beside the store; those in a Redis it reaches there.
 
   limpet serve
   limpet serve --listen 127.0.0.1:0 --store mem:
   limpet serve --listen :443 --tls-cert cert.pem --tls-key key.pem --mode require
   limpet serve --listen :443 --tls-cert cert.pem --tls-key key.pem --channel --challenge
+  limpet serve --store redis-cluster://10.0.0.1,10.0.0.2 --store-password-file redis.txt --seal-key-file seal.key
 
 SIGINT and SIGTERM end the server when the requests in flight are answered,
 after 10 seconds at the latest. SIGHUP loads the TLS certificate again, if there is
@@ -83,7 +95,8 @@ one.`,
 	}
 	f := cmd.Flags()
 	f.StringVar(&s.listen, "listen", defaultListen, "`address` to listen on; port 0 takes a free one")
-	f.Var(&s.store, "store", "bolt:PATH or mem: (default bolt:$XDG_STATE_HOME/limpet/server.db)")
+	f.Var(&s.store, "store", "bolt:PATH, mem: or the URL of a Redis (default bolt:$XDG_STATE_HOME/limpet/server.db)")
+	f.StringVar(&s.password, "store-password-file", "", "`file` with the password of the Redis")
 	f.StringVar(&s.tlsCert, "tls-cert", "", "PEM `file` with the certificate chain; serves HTTPS")
 	f.StringVar(&s.tlsKey, "tls-key", "", "PEM `file` with its private key")
 	f.StringVar(&s.adminSocket, "admin-socket", "", "`path` of the admin socket (default PATH.admin beside the store)")
@@ -95,7 +108,7 @@ one.`,
 	yesNoVar(cmd, &s.challenge, "challenge", "proofs must cover the server's challenge")
 	yesNoVar(cmd, &s.channel, "channel", "proofs must be bound to their TLS connection; needs --tls-cert and --tls-key")
 	logFlags(cmd, &s.logLevel, &s.logFormat)
-	settings(cmd, "listen", "store", "tls-cert", "tls-key", "admin-socket", "lease", "seal-key-file", "mode", "freshness", "min-level",
+	settings(cmd, "listen", "store", "store-password-file", "tls-cert", "tls-key", "admin-socket", "lease", "seal-key-file", "mode", "freshness", "min-level",
 		"challenge", "channel", "log-level", "log-format")
 	return cmd
 }
@@ -140,15 +153,11 @@ func (s *serve) run(ctx context.Context) (err error) {
 			return err
 		}
 	}
-	store, closer, err := openStore(path)
+	key, store, closer, err := s.open(ctx, path, log)
 	if err != nil {
 		return err
 	}
 	defer func() { err = errors.Join(err, closer.Close()) }()
-	key, err := sealKey(s.sealKeyFile, path)
-	if err != nil {
-		return err
-	}
 	auth, err := authserver.New(authserver.Config{
 		Store: store,
 		Rule: limpet.Rule{Mode: modes[s.mode], Freshness: freshnesses[s.freshness], MinLevel: limpet.Level(s.minLevel),
@@ -180,6 +189,27 @@ func (s *serve) run(ctx context.Context) (err error) {
 	}
 	note("listening on %s", url)
 	return serveUntil(ctx, log, map[net.Listener]http.Handler{listener: auth, admin: auth.Admin()})
+}
+
+// open opens the store and the key that secrets in it are sealed under.
+func (s *serve) open(ctx context.Context, path string, log *slog.Logger) (key []byte, store limpet.Store, closer io.Closer, err error) {
+	if s.store.remote() {
+		if key, err = sealKey(s.sealKeyFile, ""); err == nil && key == nil {
+			err = usage("a store in Redis needs --seal-key-file, the same on every server")
+		}
+		if err != nil {
+			return nil, nil, nil, err
+		}
+		store, err := s.store.openRemote(ctx, s.password, log)
+		return key, store, store, err
+	}
+	if store, closer, err = openStore(path); err != nil {
+		return nil, nil, nil, err
+	}
+	if key, err = sealKey(s.sealKeyFile, path); err != nil {
+		closer.Close()
+	}
+	return key, store, closer, err
 }
 
 // listenAdmin opens the admin socket, nil if there is none. The one beside the

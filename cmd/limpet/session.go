@@ -6,6 +6,7 @@ import (
 	"errors"
 	"fmt"
 	"io"
+	"log/slog"
 	"os"
 	"slices"
 	"strings"
@@ -27,6 +28,7 @@ type registry interface {
 
 type sessions struct {
 	store       storeFlag
+	password    string // the file of the store's
 	adminSocket string
 	user        string
 }
@@ -34,7 +36,8 @@ type sessions struct {
 func sessionCommand() *cobra.Command {
 	var s sessions
 	cmd := group("session", "list and revoke the sessions of a server", `Session lists and revokes the sessions of a server on this machine: through the
-admin socket if the server runs, else in its store.
+admin socket if the server runs, else in its store. A store in Redis can be
+reached from any machine.
 
   limpet session list
   limpet session revoke ID
@@ -47,6 +50,7 @@ hash of its token: it can be shown, and the token cannot be found from it.
 
   limpet session list
   limpet session list --store bolt:/var/lib/limpet/server.db
+  limpet session list --store redis://HOST --store-password-file redis.txt
   limpet session list --user alice`,
 		Args: nothing,
 		RunE: func(cmd *cobra.Command, _ []string) error { return s.list(cmd.Context()) },
@@ -61,10 +65,11 @@ hash of its token: it can be shown, and the token cannot be found from it.
 		RunE: func(cmd *cobra.Command, args []string) error { return s.revoke(cmd.Context(), args) },
 	}
 	for _, sub := range []*cobra.Command{list, revoke} {
-		sub.Flags().Var(&s.store, "store", "the server's store, bolt:PATH (default bolt:$XDG_STATE_HOME/limpet/server.db)")
+		sub.Flags().Var(&s.store, "store", "the server's store, bolt:PATH or the URL of a Redis (default bolt:$XDG_STATE_HOME/limpet/server.db)")
+		sub.Flags().StringVar(&s.password, "store-password-file", "", "`file` with the password of the Redis")
 		sub.Flags().StringVar(&s.adminSocket, "admin-socket", "", "`path` of the server's admin socket (default PATH.admin beside the store)")
 		sub.Flags().StringVar(&s.user, "user", "", "only sessions of the user with this `name`")
-		settings(sub, "store", "admin-socket")
+		settings(sub, "store", "store-password-file", "admin-socket")
 		cmd.AddCommand(sub)
 	}
 	return cmd
@@ -87,11 +92,18 @@ func dashed(args []string) []string {
 }
 
 // open opens the registry.
-func (s *sessions) open() (registry, io.Closer, error) {
+func (s *sessions) open(ctx context.Context) (registry, io.Closer, error) {
 	none := io.NopCloser(nil)
 	if s.adminSocket != "" {
 		admin, err := authserver.DialAdmin(s.adminSocket)
 		return admin, none, err
+	}
+	if s.store.remote() {
+		store, err := s.store.openRemote(ctx, s.password, logger(slog.LevelError, "text")) // warnings are for the server
+		if err != nil {
+			return nil, nil, err
+		}
+		return onStore(store, store)
 	}
 	path, err := s.store.path()
 	if err != nil {
@@ -110,6 +122,11 @@ func (s *sessions) open() (registry, io.Closer, error) {
 	if err != nil {
 		return nil, nil, err
 	}
+	return onStore(store, closer)
+}
+
+// onStore returns the registry in a store, and what closes that.
+func onStore(store limpet.Store, closer io.Closer) (registry, io.Closer, error) {
 	server, err := authserver.New(authserver.Config{Store: store})
 	if err != nil {
 		closer.Close()
@@ -119,7 +136,7 @@ func (s *sessions) open() (registry, io.Closer, error) {
 }
 
 func (s *sessions) list(ctx context.Context) (err error) {
-	from, closer, err := s.open()
+	from, closer, err := s.open(ctx)
 	if err != nil {
 		return err
 	}
@@ -155,7 +172,7 @@ func (s *sessions) revoke(ctx context.Context, args []string) (err error) {
 			return &usageError{err}
 		}
 	}
-	from, closer, err := s.open()
+	from, closer, err := s.open(ctx)
 	if err != nil {
 		return err
 	}

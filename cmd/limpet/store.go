@@ -1,11 +1,13 @@
 package main
 
 import (
+	"context"
 	"crypto/rand"
 	"errors"
 	"fmt"
 	"io"
 	"io/fs"
+	"log/slog"
 	"os"
 	"path/filepath"
 	"strings"
@@ -13,21 +15,26 @@ import (
 	"github.com/limpet-auth/limpet"
 	"github.com/limpet-auth/limpet/store/boltstore"
 	"github.com/limpet-auth/limpet/store/memstore"
+	"github.com/limpet-auth/limpet/store/redisstore"
 )
 
-// storeFlag is the value of --store: "mem:" or "bolt:PATH".
+// storeFlag is the value of --store: "mem:", "bolt:PATH" or the URL of a Redis.
 type storeFlag string
 
 func (s *storeFlag) String() string { return string(*s) }
 func (s *storeFlag) Type() string   { return "store" }
 func (s *storeFlag) Set(text string) error {
 	kind, path, _ := strings.Cut(text, ":")
-	if !(kind == "mem" && path == "") && !(kind == "bolt" && path != "") {
-		return errors.New("must be mem: or bolt:PATH")
+	// What is wrong with a URL is said later, without repeating its password.
+	if !strings.Contains(text, "://") && !(kind == "mem" && path == "") && !(kind == "bolt" && path != "") {
+		return errors.New("must be mem:, bolt:PATH or a URL such as redis://HOST")
 	}
-	*s = storeFlag(kind + ":" + path)
+	*s = storeFlag(text)
 	return nil
 }
+
+// remote reports whether the store is one that servers share over the network.
+func (s storeFlag) remote() bool { return strings.Contains(string(s), "://") }
 
 // path returns the store's file, "" if it has none.
 func (s storeFlag) path() (string, error) {
@@ -38,11 +45,29 @@ func (s storeFlag) path() (string, error) {
 			return "", withHint(fmt.Errorf("no place for the store: %w", err), "name one with --store bolt:PATH")
 		}
 		return filepath.Join(dir, "server.db"), nil
-	case s == "mem:":
+	case s == "mem:" || s.remote():
 		return "", nil
 	}
 	return filepath.Abs(strings.TrimPrefix(string(s), "bolt:"))
 }
+
+// openRemote connects to the store, with the password in a file if one is named.
+func (s storeFlag) openRemote(ctx context.Context, passwordFile string, log *slog.Logger) (*redisstore.Store, error) {
+	opts := &redisstore.Options{Logger: log}
+	if passwordFile != "" {
+		if err := ownerOnly(passwordFile); err != nil {
+			return nil, fmt.Errorf("store: %w", err)
+		}
+		b, err := readBounded(passwordFile, maxStorePassword)
+		if err != nil {
+			return nil, fmt.Errorf("store: %w", err)
+		}
+		opts.Password = strings.TrimRight(string(b), "\r\n")
+	}
+	return redisstore.Open(ctx, string(s), opts)
+}
+
+const maxStorePassword = 4096 // bytes
 
 // openStore opens the store in a file, or one in memory for the path "".
 func openStore(path string) (limpet.Store, io.Closer, error) {
