@@ -33,6 +33,7 @@ var imports = map[string][]string{
 	"limpettest":            {"", "internal/incoming", "hwkey", "proof", "proof/httpsig", "proof/hwsign", "proof/dpop"},
 	"limpettest/vectors":    {},
 	"internal/authserver":   {"", "internal/incoming", "proof", "proof/httpsig", "proof/hwsign", "proof/dpop"},
+	"gateway":               {"", "internal/incoming", "proof", "proof/httpsig", "proof/hwsign", "proof/dpop"},
 	"cmd/limpet":            {"*"},
 }
 

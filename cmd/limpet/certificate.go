@@ -34,6 +34,17 @@ func (r *reloaded) get(*tls.ClientHelloInfo) (*tls.Certificate, error) { return 
 // watch loads the certificate on each SIGHUP until stop is called. Files that
 // cannot be loaded change nothing.
 func (r *reloaded) watch(log *slog.Logger) (stop func()) {
+	return onHangup(func() {
+		if err := r.load(); err != nil {
+			log.Error("limpet: certificate not reloaded", "why", err)
+			return
+		}
+		log.Info("limpet: certificate reloaded")
+	})
+}
+
+// onHangup calls reload on each SIGHUP until stop is called.
+func onHangup(reload func()) (stop func()) {
 	hangups := make(chan os.Signal, 1)
 	if hangup != nil {
 		signal.Notify(hangups, hangup)
@@ -45,12 +56,8 @@ func (r *reloaded) watch(log *slog.Logger) (stop func()) {
 			case <-done:
 				return
 			case <-hangups:
+				reload()
 			}
-			if err := r.load(); err != nil {
-				log.Error("limpet: certificate not reloaded", "why", err)
-				continue
-			}
-			log.Info("limpet: certificate reloaded")
 		}
 	}()
 	return func() { signal.Stop(hangups); close(done) }

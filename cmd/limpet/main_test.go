@@ -48,11 +48,12 @@ func TestScript(t *testing.T) {
 			return nil
 		},
 		Cmds: map[string]func(*testscript.TestScript, bool, []string){
-			"code":   cmdCode,
-			"server": cmdServer,
-			"signal": cmdSignal,
-			"mode":   cmdMode,
-			"cert":   cmdCert,
+			"code":    cmdCode,
+			"server":  cmdServer("serve"),
+			"gateway": cmdServer("gateway"),
+			"signal":  cmdSignal,
+			"mode":    cmdMode,
+			"cert":    cmdCert,
 			"swtpm": func(ts *testscript.TestScript, _ bool, args []string) {
 				ts.Setenv("TPM", limpettest.SoftTPMAt(t, args[0]))
 			},
@@ -97,12 +98,16 @@ type server struct {
 
 var listening = regexp.MustCompile(`listening on (\S+)`)
 
-// cmdServer starts limpet serve on a free port: server NAME [FLAG...]. $NAME
-// becomes its URL.
-func cmdServer(ts *testscript.TestScript, _ bool, args []string) {
+// cmdServer starts limpet serve, or gateway, on a free port: server NAME
+// [FLAG...]. $NAME becomes its URL.
+func cmdServer(command string) func(ts *testscript.TestScript, _ bool, args []string) {
+	return func(ts *testscript.TestScript, _ bool, args []string) { startServer(ts, command, args) }
+}
+
+func startServer(ts *testscript.TestScript, command string, args []string) {
 	path, err := exec.LookPath("limpet")
 	ts.Check(err)
-	s := &server{cmd: exec.Command(path, append([]string{"serve", "--listen", "127.0.0.1:0"}, args[1:]...)...), log: new(bytes.Buffer), done: make(chan struct{})}
+	s := &server{cmd: exec.Command(path, append([]string{command, "--listen", "127.0.0.1:0"}, args[1:]...)...), log: new(bytes.Buffer), done: make(chan struct{})}
 	s.cmd.Args[0] = "limpet"
 	s.cmd.Dir, s.cmd.Env = ts.MkAbs("."), environ(ts)
 	stderr, err := s.cmd.StderrPipe()

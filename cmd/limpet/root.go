@@ -34,6 +34,7 @@ a copied session token is worthless anywhere else.
 
   limpet demo      shows what that means, in a minute
   limpet serve     runs the reference auth server
+  limpet gateway   stands in front of an app that knows nothing of it
   limpet login     logs in to one, with a key of this device
   limpet request   makes requests that prove possession of the key
 
@@ -50,6 +51,7 @@ same user can read those.
 	root.AddCommand(
 		demoCommand(),
 		serveCommand(),
+		gatewayCommand(),
 		loginCommand(),
 		requestCommand(),
 		logoutCommand(),

@@ -208,14 +208,18 @@ const adminSuffix = ".admin"
 // serveUntil serves handlers on their listeners until ctx is done, then
 // answers what is in flight.
 func serveUntil(ctx context.Context, log *slog.Logger, handlers map[net.Listener]http.Handler) error {
-	failed := make(chan error, len(handlers))
-	var servers []*http.Server
+	servers := make(map[net.Listener]*http.Server)
 	for l, h := range handlers {
-		if l == nil {
-			continue
+		if l != nil {
+			servers[l] = newHTTPServer(h, log)
 		}
-		srv := newHTTPServer(h, log)
-		servers = append(servers, srv)
+	}
+	return serveAll(ctx, log, servers)
+}
+
+func serveAll(ctx context.Context, log *slog.Logger, servers map[net.Listener]*http.Server) error {
+	failed := make(chan error, len(servers))
+	for l, srv := range servers {
 		go func() { failed <- srv.Serve(l) }()
 	}
 	var err error
