@@ -10,7 +10,9 @@ import (
 	"crypto/rand"
 	"crypto/x509"
 	"encoding/pem"
+	"errors"
 	"fmt"
+	"io"
 	"math/big"
 	"net"
 	"os"
@@ -50,9 +52,24 @@ func TestScript(t *testing.T) {
 		Cmds: map[string]func(*testscript.TestScript, bool, []string){
 			"code":   cmdCode,
 			"server": cmdServer,
+			"daemon": cmdDaemon,
 			"signal": cmdSignal,
 			"mode":   cmdMode,
 			"cert":   cmdCert,
+			"echo":   cmdEcho,
+			"ask":    cmdAsk,
+			"setfrom": func(ts *testscript.TestScript, _ bool, args []string) { // FILE NAME PATTERN
+				found := regexp.MustCompile(args[2]).FindStringSubmatch(ts.ReadFile(args[0]))
+				if found == nil {
+					ts.Fatalf("%s is not in %s", args[2], args[0])
+				}
+				ts.Setenv(args[1], found[1])
+			},
+			"sleep": func(ts *testscript.TestScript, _ bool, args []string) {
+				d, err := time.ParseDuration(args[0])
+				ts.Check(err)
+				time.Sleep(d)
+			},
 			"swtpm": func(ts *testscript.TestScript, _ bool, args []string) {
 				ts.Setenv("TPM", limpettest.SoftTPMAt(t, args[0]))
 			},
@@ -99,12 +116,22 @@ var listening = regexp.MustCompile(`listening on (\S+)`)
 
 // cmdServer starts limpet serve on a free port: server NAME [FLAG...]. $NAME
 // becomes its URL.
-func cmdServer(ts *testscript.TestScript, _ bool, args []string) {
+func cmdServer(ts *testscript.TestScript, neg bool, args []string) {
+	cmdDaemon(ts, neg, append([]string{args[0], "serve", "--listen", "127.0.0.1:0"}, args[1:]...))
+}
+
+// cmdDaemon starts limpet, which listens: daemon NAME [ARG...]. $NAME becomes where.
+// Its output goes to the file NAME.
+func cmdDaemon(ts *testscript.TestScript, _ bool, args []string) {
 	path, err := exec.LookPath("limpet")
 	ts.Check(err)
-	s := &server{cmd: exec.Command(path, append([]string{"serve", "--listen", "127.0.0.1:0"}, args[1:]...)...), log: new(bytes.Buffer), done: make(chan struct{})}
+	s := &server{cmd: exec.Command(path, args[1:]...), log: new(bytes.Buffer), done: make(chan struct{})}
 	s.cmd.Args[0] = "limpet"
 	s.cmd.Dir, s.cmd.Env = ts.MkAbs("."), environ(ts)
+	stdout, err := os.Create(ts.MkAbs(args[0]))
+	ts.Check(err)
+	defer stdout.Close()
+	s.cmd.Stdout = stdout
 	stderr, err := s.cmd.StderrPipe()
 	ts.Check(err)
 	ts.Check(s.cmd.Start())
@@ -138,7 +165,9 @@ var signals = map[string]syscall.Signal{"INT": syscall.SIGINT, "TERM": syscall.S
 // for the end, which is orderly but for KILL; the log goes to the file log.
 func cmdSignal(ts *testscript.TestScript, _ bool, args []string) {
 	s := ts.Value("servers").(map[string]*server)[args[0]]
-	ts.Check(s.cmd.Process.Signal(signals[args[1]]))
+	if err := s.cmd.Process.Signal(signals[args[1]]); !errors.Is(err, os.ErrProcessDone) {
+		ts.Check(err)
+	}
 	if args[1] == "HUP" {
 		return
 	}
@@ -181,5 +210,39 @@ func cmdCert(ts *testscript.TestScript, _ bool, args []string) {
 	ts.Check(err)
 	for i, block := range []pem.Block{{Type: "CERTIFICATE", Bytes: cert}, {Type: "PRIVATE KEY", Bytes: der}} {
 		ts.Check(os.WriteFile(ts.MkAbs(args[i]), pem.EncodeToMemory(&block), 0o600))
+	}
+}
+
+// cmdEcho starts a TCP server that sends back what it got: echo NAME. $NAME becomes
+// its address.
+func cmdEcho(ts *testscript.TestScript, _ bool, args []string) {
+	l, err := net.Listen("tcp", "127.0.0.1:0")
+	ts.Check(err)
+	ts.Defer(func() { l.Close() })
+	ts.Setenv(args[0], l.Addr().String())
+	go func() {
+		for {
+			c, err := l.Accept()
+			if err != nil {
+				return
+			}
+			go func() { io.Copy(c, c); c.Close() }()
+		}
+	}()
+}
+
+// cmdAsk sends a text over TCP, half-closes and wants it back: ask ADDRESS TEXT.
+// With ! it wants nothing back.
+func cmdAsk(ts *testscript.TestScript, neg bool, args []string) {
+	c, err := net.Dial("tcp", args[0])
+	ts.Check(err)
+	defer c.Close()
+	c.SetDeadline(time.Now().Add(10 * time.Second))
+	_, err = io.WriteString(c, args[1])
+	ts.Check(err)
+	c.(*net.TCPConn).CloseWrite()
+	got, err := io.ReadAll(c)
+	if (string(got) == args[1]) == neg || neg && len(got) > 0 {
+		ts.Fatalf("it answers %q, %v", got, err)
 	}
 }

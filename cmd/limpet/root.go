@@ -36,6 +36,7 @@ a copied session token is worthless anywhere else.
   limpet serve     runs the reference auth server
   limpet login     logs in to one, with a key of this device
   limpet request   makes requests that prove possession of the key
+  limpet handshake authenticates both ends of TCP connections
 
 Settings come from flags, then from environment variables (--log-level is
 LIMPET_LOG_LEVEL), then from a YAML file (log-level: debug), by default
@@ -54,6 +55,7 @@ same user can read those.
 		requestCommand(),
 		logoutCommand(),
 		keyCommand(),
+		handshakeCommand(),
 		sessionCommand(),
 		doctorCommand(),
 		manCommand(),

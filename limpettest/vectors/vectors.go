@@ -16,6 +16,9 @@
 // for the reason that is given. Members with the name "server" say what it knows
 // and wants when the request comes.
 //
+// What follows is about httpsig.json and dpop.json. handshake.json has a part of its
+// own at the end.
+//
 // # What both files have
 //
 // Values are hex in lower case unless a member is the text of a field, which is
@@ -141,11 +144,44 @@
 // than the signature, the signature is made anew and fits: the changes then set
 // the field Signature, or DPoP, too. So the order in which a server makes its
 // checks does not matter, but where a key cannot be used at all.
+//
+// # handshake.json
+//
+// Limpet's handshake, package handshake. A server with the secret or the keys that
+// has sent the greeting answers the hello with the answer, up to the random parts
+// of its signature, and refuses each hello of refused.
+//
+//	handshakes
+//	  name        refused entries refer to it
+//	  suite, flags, client, server, version
+//	              what the hello says; version is that of the secret
+//	  secret      of suites 1 and 2, or
+//	  keys        of suite 3
+//	    …_algorithm, …_private, …_public
+//	              the ends' own keys, in the forms of keys above
+//	    …_ephemeral
+//	              the private keys of the agreement, on X25519
+//	  exported    the 32 bytes exported from the TLS connection, if the flags say so
+//	  greeting, hello, answer
+//	              the messages; ECDSA signatures are made as RFC 6979 says
+//	  transcript  what the key is derived from
+//	  z           of suite 3 what X25519 gives
+//	  key         the secret of the handshake
+//	  session     the session's ID
+//	  records     if the flags say so, the first records of each end
+//	    from        client or server
+//	    data        as text; the last record, which ends the direction, has none
+//	    record      header, data and tag
+//	refused
+//	  name        what is wrong
+//	  of          the handshake whose greeting and server it is for
+//	  hello       in place of that one's. Its proof fits, but where the name says
+//	              otherwise
 package vectors
 
 import "embed"
 
-// Files holds httpsig.json and dpop.json.
+// Files holds httpsig.json, dpop.json and handshake.json.
 //
 //go:embed *.json
 var Files embed.FS
