@@ -140,9 +140,9 @@ func usable(state *tls.ConnectionState, p Profile) error {
 // realm.
 type purpose struct {
 	algorithm string // hmacSHA256 or ecdsaP256
-	id        string          // of the client
-	public    []byte          // its key, SEC 1 uncompressed; none of an HMAC key
-	authority string          // of the server, as the client asks for it
+	id        string // of the client
+	public    []byte // its key, SEC 1 uncompressed; none of an HMAC key
+	authority string // of the server, as the client asks for it
 	form      Form
 }
 

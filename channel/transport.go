@@ -177,11 +177,7 @@ func (t *Transport) prepare(req *http.Request) (*http.Request, *proof.Message, e
 			out.Header[httpsig.DigestField] = []string{httpsig.FormatDigest(*digest)}
 		}
 	}
-	m := outgoing.Message(out, digest)
-	if strings.Contains(out.Host+out.URL.Host, "%") {
-		out.Host = m.Authority // net/http sends the zone of an IPv6 address over HTTP/2 and not over HTTP/1.1
-	}
-	return out, m, nil
+	return out, outgoing.Message(out, digest), nil
 }
 
 func ascii(s string) bool { return strings.IndexFunc(s, func(r rune) bool { return r >= 0x80 }) < 0 }
