@@ -30,6 +30,7 @@ var imports = map[string][]string{
 	"keyring":               {"hwkey"},
 	"handshake":             {"hwkey", "keyring"},
 	"":                      {"internal/incoming", "proof", "proof/httpsig", "proof/hwsign", "proof/dpop"},
+	"channel":               {"hwkey", "internal/incoming", "internal/outgoing", "internal/replay", "keyring", "proof", "proof/httpsig"},
 	"client":                {"hwkey", "internal/outgoing", "proof", "proof/httpsig", "proof/hwsign", "proof/dpop"},
 	"limpettest":            {"", "internal/incoming", "hwkey", "proof", "proof/httpsig", "proof/hwsign", "proof/dpop"},
 	"limpettest/vectors":    {},

@@ -20,6 +20,10 @@ type Binding struct {
 	Expires time.Time // when the binding is over, to the second
 	Ended   time.Time // when the session was revoked; zero if it was not
 
+	// Client is the client that the request's TLS connection belongs to, where the
+	// route asks for one. It is the request's, not the session's.
+	Client string
+
 	device *proof.PublicKey // nil for Level None
 }
 

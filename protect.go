@@ -57,6 +57,9 @@ func (g *Guard) checkHTTP(w http.ResponseWriter, r *http.Request) (b *Binding, b
 	req := requests.Get().(*Request)
 	defer requests.Put(req)
 	*req = Request{Message: incoming.Message(r), Token: token, tokenErr: err, TLS: r.TLS}
+	if rule.Client != NoClient {
+		req.Client, req.clientErr = g.cfg.Clients.Client(w, r)
+	}
 	if rule.Freshness == BodyHash || req.HasBody && rule.Body != StreamBody {
 		req.Body = func() ([sha256.Size]byte, error) { return incoming.HashBody(r, cmp.Or(rule.Body, g.cfg.MaxBody)) }
 	}

@@ -236,7 +236,7 @@ func TestWhoIsRefused(t *testing.T) {
 			cli.Signer = newEd25519(t)
 		}, "not proven"},
 		"a curve that is not known": {func(srv, cli *Config) { s, c := signed(p256, other); *srv, *cli = *s, *c; cli.Signer = p384 }, ""},
-		"a server without a Signer": {func(srv, cli *Config) { s, c := signed(p256, other); *srv, *cli = *s, *c; srv.Signer = nil }, "no Signer"},
+		"a server without a Signer": {func(srv, cli *Config) { s, c := signed(p256, other); *srv, *cli = *s, *c; srv.Signer = nil }, "no device key to sign with"},
 		"a client without a Signer": {func(srv, cli *Config) { s, c := signed(p256, other); *srv, *cli = *s, *c; cli.Signer = nil }, ""},
 		"a client without a key":    {func(srv, cli *Config) { cli.Keys = only("x") }, ""},
 		"a key that is none":        {func(srv, cli *Config) { cli.Keys = only("db", Key{}) }, ""},

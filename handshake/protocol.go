@@ -108,7 +108,7 @@ func (c *client) prove(ctx context.Context, b, greeting []byte) ([]byte, error) 
 // an agreement gives both ends keys in common.
 func (c *client) agree(h *hello) (err error) {
 	if c.cfg.Signer == nil {
-		return errors.New("the server is known by a public key, and there is no Signer")
+		return errors.New("the server is known by a public key, and this end has no device key to sign with")
 	}
 	if h.keyID, err = publicID(c.cfg.Signer.Public()); err != nil {
 		return err
@@ -183,8 +183,15 @@ func (s *server) greet(b []byte) []byte {
 	return append(b, s.greeting[:]...)
 }
 
-// answer checks the client's hello and appends the answer to b. It says the same
-// of every peer whose proof does not hold, and looks at the rest after the proof.
+// Why a client is refused is for the log: the client cannot tell one from the
+// other.
+var (
+	errNotKnown = fmt.Errorf("%w: it names a peer or a key that is not known here", ErrUnauthenticated)
+	errProof    = fmt.Errorf("%w: its proof is wrong", ErrUnauthenticated)
+)
+
+// answer checks the client's hello and appends the answer to b. It takes as long
+// for every peer whose proof does not hold, and looks at the rest after the proof.
 func (s *server) answer(ctx context.Context, b, message []byte) ([]byte, error) {
 	h, err := parseHello(message)
 	if err != nil {
@@ -209,8 +216,10 @@ func (s *server) answer(ctx context.Context, b, message []byte) ([]byte, error) 
 		holds = subtle.ConstantTimeCompare(want[:], h.proof) == 1
 	}
 	switch {
-	case !known || !holds:
-		return nil, ErrUnauthenticated
+	case !known:
+		return nil, errNotKnown
+	case !holds:
+		return nil, errProof
 	case string(h.server) != s.cfg.ID:
 		return nil, fmt.Errorf("%w: it means another server", ErrUnauthenticated)
 	case peer == s.cfg.ID:
@@ -233,7 +242,7 @@ func (s *server) answer(ctx context.Context, b, message []byte) ([]byte, error) 
 // sign appends the server's signature and what goes with it, and sets the secret.
 func (s *server) sign(b []byte, start int, h *hello) ([]byte, error) {
 	if s.cfg.Signer == nil {
-		return nil, errors.New("a client is known by a public key, and there is no Signer")
+		return nil, errors.New("a client is known by a public key, and this end has no device key to sign with")
 	}
 	id, err := publicID(s.cfg.Signer.Public())
 	if err != nil {

@@ -58,6 +58,7 @@ func TestRecords(t *testing.T) {
 			cli, srv := withRecords(t, nil)
 			go func() {
 				cli.Write(data)
+				cli.CloseWrite() // which waits for a slow reader longer than Close
 				cli.Close()
 			}()
 			got, err := io.ReadAll(reader(srv))

@@ -47,6 +47,7 @@ var sections = []section{
 	{"A decision, per algorithm", decisions},
 	{"One check", checks},
 	{"Bodies and channels", bodies},
+	{"Channel tokens", channels},
 	{"A whole server", server},
 	{"Memory of spent values", replay},
 	{"Stores and sessions", stores},
@@ -128,6 +129,33 @@ func bodies() (string, error) {
 	extras.row(&doc, "body, as the app reads it", "Body/streamed", "Body/bare")
 	extras.row(&doc, "body, before the app sees it", "Body/buffered", "Body/bare")
 	extras.row(&doc, "channel", "Channel/limpet", "Channel/bare")
+	return doc.String(), nil
+}
+
+func channels() (string, error) {
+	requests, err := benchmarks("..", "./channel", "Protect|Admit", 8, "-benchtime", "0.3s")
+	if err != nil {
+		return "", err
+	}
+	connections, err := benchmarks("..", "./channel", "Handshake", 8, "-benchtime", "0.5s")
+	if err != nil {
+		return "", err
+	}
+	var doc strings.Builder
+	doc.WriteString("What a token of the TLS connection adds to each request on one that is established, and to the first on a new one (memory, secret\n" +
+		"in software).\n\n| | ns | allocations |\n|---|---|---|\n")
+	for _, row := range []struct{ name, benchmark string }{
+		{"a request with a token", "Protect/token"}, {"a request with a JWT", "Protect/jwt"},
+		{"the first with a token", "Admit/token"}, {"the first with a JWT", "Admit/jwt"},
+	} {
+		fmt.Fprintf(&doc, "| %s | %.0f | %.0f |\n", row.name, requests.of(row.benchmark, "ns/op"), requests.of(row.benchmark, "allocs/op"))
+	}
+	doc.WriteString("\nA TLS 1.3 connection and one request on it, both ends in one process, with a token and without in turns.\n\n" +
+		"| form | without, µs | with, µs | connections/s, with / without |\n|---|---|---|---|\n")
+	for _, form := range []string{"token", "jwt", "jwe"} {
+		name := "Handshake/" + form
+		fmt.Fprintf(&doc, "| %s | %.0f | %.0f | %.2f |\n", form, connections.of(name, "ns/bare")/1000, connections.of(name, "ns/token")/1000, connections.of(name, "ratio"))
+	}
 	return doc.String(), nil
 }
 

@@ -2,30 +2,27 @@ package main
 
 import (
 	"context"
-	"crypto"
 	"errors"
 	"fmt"
 	"io"
 	"net"
 	"os"
-	"path/filepath"
 	"sync"
 	"time"
 
 	"github.com/spf13/cobra"
 
 	"github.com/limpet-auth/limpet/handshake"
-	"github.com/limpet-auth/limpet/hwkey"
+	"github.com/limpet-auth/limpet/hwkey/tpmkey"
 	"github.com/limpet-auth/limpet/keyring"
 )
 
 const handshakeHelp = `
 A secret is shared by two peers: each has it in its keyring under the other's
-name. Or each has a device key, and the other's public half in its keyring.
+name, as it is or (keys add --in-tpm) in its TPM. Or each has a device key, and
+the other's public half in its keyring.
 
-  (umask 077; limpet handshake keygen > secret)     # for both ends
-
-  limpet handshake keys add web --secret-file secret     # on the server, db
+  limpet handshake keys add web --new-secret secret      # on the server, db
   limpet handshake listen --id db :7000 --forward 127.0.0.1:5432
 
   limpet handshake keys add db --secret-file secret      # on the client, web
@@ -39,14 +36,14 @@ func handshakeCommand() *cobra.Command {
 to know who is calling and not to hide what is said. With --forward neither
 program has to be changed.
 `+handshakeHelp)
-	cmd.AddCommand(handshakeListen(), handshakeDial(), handshakeKeygen(), handshakeKeys())
+	cmd.AddCommand(handshakeListen(), handshakeDial(), handshakeKeygen(), keysCommand(peerKeys))
 	return cmd
 }
 
 // end is what listen and dial have in common.
 type end struct {
 	id, peer  string
-	keyring   string
+	keyring   keyringFile
 	deviceKey string
 	forward   string
 	wire      string
@@ -64,7 +61,8 @@ func (e *end) flags(cmd *cobra.Command, peer, forward string) {
 	f := cmd.Flags()
 	f.StringVar(&e.id, "id", "", "this end's `name`")
 	f.StringVar(&e.peer, "peer", "", peer)
-	keyringFlag(cmd, &e.keyring)
+	e.keyring = peerKeys
+	e.keyring.flag(cmd)
 	f.StringVar(&e.deviceKey, "device-key", "", "`ID` of the device key that proves this end to peers with public keys")
 	f.StringVar(&e.forward, "forward", "", forward)
 	choiceVar(cmd, &e.wire, "wire", "what is spoken; the others prove less than limpet", "limpet", "classic", "classic-sha256", "python")
@@ -75,24 +73,14 @@ func (e *end) flags(cmd *cobra.Command, peer, forward string) {
 	settings(cmd, "log-level", "log-format")
 }
 
-func keyringFlag(cmd *cobra.Command, path *string) {
-	cmd.Flags().StringVar(path, "keyring", "", "`file` with the keys of peers (default $XDG_STATE_HOME/limpet/keyring.json)")
-	settings(cmd, "keyring")
-}
-
-func keyringPath(path string) (string, error) {
-	if path != "" {
-		return path, nil
-	}
-	dir, err := stateDir()
-	return filepath.Join(dir, "keyring.json"), err
-}
-
 // with calls f with the configuration that the flags make.
 func (e *end) with(ctx context.Context, f func(handshake.Config) error) error {
 	cfg := handshake.Config{ID: e.id, Peer: e.peer, Wire: handshakeWires[e.wire], MD5: e.md5,
 		Logger: logger(e.log.logLevel, e.log.logFormat)}
 	if cfg.Wire == handshake.Limpet {
+		if e.id == "" {
+			return usage("--id must name this end")
+		}
 		if err := keyring.CheckID(e.id); err != nil {
 			return usage("--id: %w", err)
 		}
@@ -103,31 +91,56 @@ func (e *end) with(ctx context.Context, f func(handshake.Config) error) error {
 	if e.md5 && cfg.Wire != handshake.Python {
 		return usage("--md5 is for --wire python")
 	}
-	path, err := keyringPath(e.keyring)
-	if err != nil {
-		return err
+	if e.deviceKey != "" && cfg.Wire != handshake.Limpet {
+		return usage("--device-key is for --wire limpet: the others know secrets only")
 	}
-	ring, err := keyring.Open(path, keyring.Options{Logger: cfg.Logger})
-	if missing(err) {
-		return withHint(errors.New("there are no keys of peers yet"), "limpet handshake keys add")
-	}
-	if err != nil {
-		return err
-	}
-	defer ring.Close()
-	cfg.Keys = handshake.FromRing(ring)
-	if e.deviceKey == "" {
-		return f(cfg)
-	}
-	return e.keeper.find(ctx, e.deviceKey, func(ks hwkey.Keystore) error {
+	tpm := tpmkey.New(e.keeper.tpmConfig())
+	defer tpm.Close()
+	if e.deviceKey != "" {
+		ks, _, err := e.keeper.find(ctx, e.deviceKey)
+		if err != nil {
+			return err
+		}
+		defer closeKeystore(ks)
 		key, err := ks.Load(ctx, e.deviceKey)
 		if err != nil {
 			return err
 		}
 		defer key.Close()
-		cfg.Signer = crypto.Signer(key)
-		return f(cfg)
-	})
+		cfg.Signer = key
+		if t, ok := ks.(*tpmkey.Keystore); ok {
+			tpm = t // swtpm serves one connection at a time
+		}
+	}
+	ring, err := e.keyring.open(tpm, cfg.Logger)
+	if err != nil {
+		return err
+	}
+	defer ring.Close()
+	if err := e.checkPeer(ring); err != nil {
+		return err
+	}
+	examine(ctx, cfg.Logger, ring)
+	cfg.Keys = handshake.FromRing(ring)
+	return f(cfg)
+}
+
+// checkPeer tells before a connection is made what no connection to the peer can
+// do without.
+func (e *end) checkPeer(ring *keyring.Ring) error {
+	if e.peer == "" {
+		return nil
+	}
+	live := ring.Lookup(e.peer)
+	switch {
+	case len(live) == 0:
+		return withHint(fmt.Errorf("no key of %s is in the keyring", e.peer), "limpet handshake keys add %s --secret-file FILE", e.peer)
+	case live[0].Public != nil && e.wire != "limpet":
+		return fmt.Errorf("%s is known by a public key, and wire %s knows secrets only", e.peer, e.wire)
+	case live[0].Public != nil && e.deviceKey == "":
+		return withHint(fmt.Errorf("%s is known by a public key, so this end needs --device-key", e.peer), "limpet handshake keygen --device makes one")
+	}
+	return nil
 }
 
 func handshakeListen() *cobra.Command {
@@ -147,6 +160,9 @@ They have no names: --peer says whose secret in the keyring it is.
 ` + handshakeHelp,
 		Args: exactly(1, "the address to listen on"),
 		RunE: func(cmd *cobra.Command, args []string) error {
+			if e.peer != "" && handshakeWires[e.wire] == handshake.Limpet {
+				return usage("--peer is for the other wires: on wire limpet peers tell their names, and all in the keyring are admitted")
+			}
 			return e.with(cmd.Context(), func(cfg handshake.Config) error { return e.listen(cmd.Context(), cfg, args[0]) })
 		},
 	}
@@ -224,7 +240,7 @@ func (e *end) dial(ctx context.Context, cfg handshake.Config, address string) er
 	if e.forward == "" {
 		conn, err := connect()
 		if errors.Is(err, handshake.ErrRefused) {
-			return withHint(err, "both ends need the same secret and version, --records and --wire; the server's log may say more")
+			return withHint(err, "both ends need each other's key, a secret in the same version, --records and --wire alike; the server's log says what is wrong")
 		}
 		if err != nil {
 			return err

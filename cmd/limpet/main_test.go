@@ -8,6 +8,7 @@ import (
 	"crypto/ecdsa"
 	"crypto/elliptic"
 	"crypto/rand"
+	"crypto/tls"
 	"crypto/x509"
 	"encoding/pem"
 	"errors"
@@ -15,9 +16,14 @@ import (
 	"io"
 	"math/big"
 	"net"
+	"net/http"
+	"net/http/httptest"
+	"net/http/httputil"
+	"net/url"
 	"os"
 	"os/exec"
 	"regexp"
+	"slices"
 	"strconv"
 	"strings"
 	"syscall"
@@ -46,18 +52,21 @@ func TestScript(t *testing.T) {
 				env.Setenv(dir, env.WorkDir+"/"+strings.ToLower(dir))
 			}
 			env.Setenv("LIMPET_TPM", noTPM)
+			env.Setenv("GORACE", "atexit_sleep_ms=20") // not a second for each command
 			env.Values["servers"] = make(map[string]*server)
 			return nil
 		},
 		Cmds: map[string]func(*testscript.TestScript, bool, []string){
-			"code":   cmdCode,
-			"server": cmdServer,
-			"daemon": cmdDaemon,
-			"signal": cmdSignal,
-			"mode":   cmdMode,
-			"cert":   cmdCert,
-			"echo":   cmdEcho,
-			"ask":    cmdAsk,
+			"code":    cmdCode,
+			"server":  func(ts *testscript.TestScript, _ bool, args []string) { startServer(ts, args, "serve") },
+			"daemon":  cmdDaemon,
+			"echo":    cmdEcho,
+			"ask":     cmdAsk,
+			"channel": func(ts *testscript.TestScript, _ bool, args []string) { startServer(ts, args, "channel", "serve") },
+			"proxy":   cmdProxy,
+			"signal":  cmdSignal,
+			"mode":    cmdMode,
+			"cert":    cmdCert,
 			"setfrom": func(ts *testscript.TestScript, _ bool, args []string) { // FILE NAME PATTERN
 				found := regexp.MustCompile(args[2]).FindStringSubmatch(ts.ReadFile(args[0]))
 				if found == nil {
@@ -71,7 +80,9 @@ func TestScript(t *testing.T) {
 				time.Sleep(d)
 			},
 			"swtpm": func(ts *testscript.TestScript, _ bool, args []string) {
-				ts.Setenv("TPM", limpettest.SoftTPMAt(t, args[0]))
+				addr := limpettest.SoftTPMAt(t, args[0])
+				ts.Setenv("TPM", addr)
+				ts.Setenv("TPM2TOOLS_TCTI", "swtpm:path="+strings.TrimPrefix(addr, "unix:"))
 			},
 		},
 	})
@@ -97,7 +108,7 @@ func cmdCode(ts *testscript.TestScript, _ bool, args []string) {
 }
 
 func environ(ts *testscript.TestScript) (env []string) {
-	for _, name := range []string{"HOME", "XDG_STATE_HOME", "XDG_CONFIG_HOME", "PATH", "TMPDIR", "GOCOVERDIR",
+	for _, name := range []string{"HOME", "XDG_STATE_HOME", "XDG_CONFIG_HOME", "PATH", "TMPDIR", "GOCOVERDIR", "GORACE",
 		"LIMPET_CONFIG", "LIMPET_TPM", "LIMPET_STORE", "LIMPET_LISTEN", "LIMPET_USER", "LIMPET_CHALLENGE", "LIMPET_CHANNEL", "CREDENTIALS_DIRECTORY", "SSL_CERT_FILE"} {
 		if v := ts.Getenv(name); v != "" {
 			env = append(env, name+"="+v)
@@ -114,10 +125,10 @@ type server struct {
 
 var listening = regexp.MustCompile(`listening on (\S+)`)
 
-// cmdServer starts limpet serve on a free port: server NAME [FLAG...]. $NAME
-// becomes its URL.
-func cmdServer(ts *testscript.TestScript, neg bool, args []string) {
-	cmdDaemon(ts, neg, append([]string{args[0], "serve", "--listen", "127.0.0.1:0"}, args[1:]...))
+// startServer starts limpet serve or limpet channel serve on a free port: server
+// NAME [FLAG...]. $NAME becomes its URL.
+func startServer(ts *testscript.TestScript, args []string, command ...string) {
+	cmdDaemon(ts, false, slices.Concat(args[:1], command, []string{"--listen", "127.0.0.1:0"}, args[1:]))
 }
 
 // cmdDaemon starts limpet, which listens: daemon NAME [ARG...]. $NAME becomes where.
@@ -180,6 +191,21 @@ func cmdSignal(ts *testscript.TestScript, _ bool, args []string) {
 		ts.Fatalf("exit code %d\n%s", code, s.log)
 	}
 	ts.Check(os.WriteFile(ts.MkAbs("log"), s.log.Bytes(), 0o600))
+}
+
+// cmdProxy starts a proxy that ends TLS before a server: proxy NAME URL CERT. $NAME
+// becomes its URL, CERT its certificate.
+func cmdProxy(ts *testscript.TestScript, _ bool, args []string) {
+	server, err := url.Parse(args[1])
+	ts.Check(err)
+	proxy := httptest.NewTLSServer(&httputil.ReverseProxy{
+		Rewrite:   func(r *httputil.ProxyRequest) { r.SetURL(server) },
+		Transport: &http.Transport{TLSClientConfig: &tls.Config{InsecureSkipVerify: true}},
+	})
+	ts.Defer(proxy.Close)
+	ts.Setenv(args[0], proxy.URL)
+	cert := pem.EncodeToMemory(&pem.Block{Type: "CERTIFICATE", Bytes: proxy.Certificate().Raw})
+	ts.Check(os.WriteFile(ts.MkAbs(args[2]), cert, 0o600))
 }
 
 // cmdMode checks permissions: mode 0600 FILE...
