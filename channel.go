@@ -23,7 +23,7 @@ type channel struct {
 const maxChannelKeys = 256 // a connection; a proxy's may carry many sessions
 
 func newChannel(state *tls.ConnectionState) (*channel, error) {
-	exported, err := state.ExportKeyingMaterial(httpsig.ExporterLabel, nil, 32)
+	exported, err := incoming.Export(state, httpsig.ExporterLabel, nil, 32)
 	if err != nil {
 		return nil, err
 	}

@@ -102,7 +102,7 @@ type ClientRule uint8
 
 const (
 	NoClient         ClientRule = iota // nothing
-	BesideSession                      // a client, and what the rule demands of sessions
+	BesideSession                      // a client, and what the rule demands of sessions; package client cannot do Rule.Channel as well
 	InsteadOfSession                   // a client; sessions are not looked at
 )
 

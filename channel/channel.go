@@ -36,6 +36,7 @@ import (
 	"fmt"
 	"io"
 
+	"github.com/limpet-auth/limpet/internal/incoming"
 	"github.com/limpet-auth/limpet/proof"
 )
 
@@ -113,7 +114,7 @@ func Fingerprint(state *tls.ConnectionState) string {
 	if state == nil || !state.HandshakeComplete {
 		return "none"
 	}
-	b, err := state.ExportKeyingMaterial(fingerprintLabel, nil, 16)
+	b, err := incoming.Export(state, fingerprintLabel, nil, 16)
 	if err != nil {
 		return "none"
 	}
@@ -160,7 +161,7 @@ func (p *purpose) context() []byte {
 
 // export returns the keying material of a connection for one purpose.
 func (p *purpose) export(state *tls.ConnectionState) ([]byte, error) {
-	return state.ExportKeyingMaterial(exporterLabel, p.context(), exporterSize)
+	return incoming.Export(state, exporterLabel, p.context(), exporterSize)
 }
 
 // hmacFunc is an HMAC-SHA256 with a key that its keeper may not give out.

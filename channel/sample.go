@@ -12,6 +12,7 @@ import (
 
 	"github.com/go-jose/go-jose/v4"
 	"github.com/go-jose/go-jose/v4/jwt"
+	"github.com/limpet-auth/limpet/internal/incoming"
 )
 
 // The sample profile, as its public clients and servers speak it.
@@ -29,7 +30,7 @@ const (
 // counter mode (SP 800-108) whose counter begins at 0, with neither label nor
 // separator.
 func sampleToken(ctx context.Context, key hmacFunc, state *tls.ConnectionState, id string) ([]byte, error) {
-	exported, err := state.ExportKeyingMaterial(sampleTokenLabel, []byte(id), exporterSize)
+	exported, err := incoming.Export(state, sampleTokenLabel, []byte(id), exporterSize)
 	if err != nil {
 		return nil, err
 	}
@@ -47,7 +48,7 @@ func sampleBlock(exported []byte) []byte {
 
 // sampleKey returns the key of its JWTs for one use.
 func sampleKey(ctx context.Context, key hmacFunc, state *tls.ConnectionState, use string) ([]byte, error) {
-	exported, err := state.ExportKeyingMaterial(sampleJWTLabel, []byte(use), exporterSize)
+	exported, err := incoming.Export(state, sampleJWTLabel, []byte(use), exporterSize)
 	if err != nil {
 		return nil, err
 	}

@@ -15,7 +15,6 @@ import (
 	"slices"
 	"strings"
 	"sync"
-	"sync/atomic"
 	"time"
 
 	"github.com/limpet-auth/limpet/internal/incoming"
@@ -64,7 +63,6 @@ const (
 type Server struct {
 	cfg   ServerConfig
 	conns incoming.PerConn[*conn]
-	count atomic.Uint64 // of connections
 	spent *replay.Table // values of MACs; nil without PerRequest
 	seed  maphash.Seed
 	now   func() time.Time
@@ -192,8 +190,6 @@ func FromContext(ctx context.Context) *Client {
 
 // conn is what a server knows of one connection.
 type conn struct {
-	number uint64
-
 	mu     sync.Mutex
 	admits []admission // latest first
 	jtis   map[string]named
@@ -213,6 +209,7 @@ type admission struct {
 	generation uint64
 	expires    time.Time           // zero: with the connection
 	key        *proof.EphemeralKey // of its requests' MACs
+	keyHash    uint64              // tells key from those of other connections
 }
 
 // admit decides over a request.
@@ -233,15 +230,21 @@ func (s *Server) admit(r *http.Request) (*Client, error) {
 		return nil, err
 	}
 	if s.cfg.PerRequest {
-		if err := s.covered(r, c, a); err != nil {
+		waited, err := s.covered(r, a)
+		if err != nil {
 			return nil, err
+		}
+		if waited { // for the body, which may have been hours on its way
+			if a, err = s.admission(r, c, text, name); err != nil {
+				return nil, err
+			}
 		}
 	}
 	return a.client, nil
 }
 
 func (s *Server) newConn(*tls.ConnectionState) (*conn, error) {
-	return &conn{number: s.count.Add(1)}, nil
+	return new(conn), nil
 }
 
 // presented returns the token of a request and, in the sample profile, the client
@@ -340,6 +343,7 @@ func (s *Server) verify(r *http.Request, c *conn, text, name, authority string, 
 			return a, refused(errors.New("a key pair, which makes no MACs"))
 		}
 		a.key = &proof.EphemeralKey{ID: requestKeyID(cred.id), MAC: verified.secrets.requests(), Expires: now.Add(10 * 365 * 24 * time.Hour)}
+		a.keyHash = maphash.Bytes(s.seed, verified.secrets.derive("spent"))
 	}
 	return a, nil
 }
@@ -476,46 +480,47 @@ func (s *Server) fitPair(r *http.Request, cred *credential, public *ecdsa.Public
 }
 
 // covered decides whether a request is covered by a MAC of its own, and spends
-// that.
-func (s *Server) covered(r *http.Request, c *conn, a admission) error {
+// that. waited reports whether it read the body.
+func (s *Server) covered(r *http.Request, a admission) (waited bool, err error) {
 	if !incoming.Plain(r) {
-		return refused(errors.New("a target that can be read in two ways"))
+		return false, refused(errors.New("a target that can be read in two ways"))
 	}
 	m := incoming.Message(r)
 	var p proof.Proof
 	found, err := httpsig.Wire{}.Extract(&m, &p)
 	switch {
 	case err != nil:
-		return refused(err)
+		return false, refused(err)
 	case !found || p.Delegation != nil || p.KeyID != a.key.ID:
-		return refused(errors.New("a request without a MAC of its own"))
+		return false, refused(errors.New("a request without a MAC of its own"))
 	}
 	now := s.now()
 	key, err := proof.Verify(&m, &p, nil, a.key, now, proof.Policy{Freshness: proof.StrictNonce, Window: window, Skew: skew})
 	if err != nil {
-		return refused(err)
+		return false, refused(err)
 	}
-	if err := s.spend(c, &p, key, now); err != nil {
-		return err
+	if err := s.spend(a, &p, key, now); err != nil {
+		return false, err
 	}
 	if !p.Digest {
-		return nil
+		return false, nil
 	}
 	sum, err := incoming.HashBody(r, s.cfg.MaxBody)
 	if err != nil {
-		return err
+		return false, err
 	}
 	if subtle.ConstantTimeCompare(p.BodyClaim, sum[:]) == 0 {
-		return refused(errors.New("the body is not the one with the digest"))
+		return false, refused(errors.New("the body is not the one with the digest"))
 	}
-	return nil
+	return true, nil
 }
 
-// spend uses up the value of a MAC on its connection.
-func (s *Server) spend(c *conn, p *proof.Proof, key *proof.EphemeralKey, now time.Time) error {
+// spend uses up the value of a MAC under the key of its connection. Not under the
+// connection itself: a server may give each request a state of its own.
+func (s *Server) spend(a admission, p *proof.Proof, key *proof.EphemeralKey, now time.Time) error {
 	var h maphash.Hash
 	h.SetSeed(s.seed)
-	maphash.WriteComparable(&h, c.number)
+	maphash.WriteComparable(&h, a.keyHash)
 	h.Write(p.ReplayID(nil, key))
 	fresh, err := s.spent.Add(h.Sum64(), p.Time.Add(window+2*time.Second).Unix(), now.Unix())
 	switch {

@@ -35,7 +35,8 @@ type Config struct {
 	// PerRequest covers method, authority, path, query and body of each request
 	// with a MAC of its own (RFC 9421), under a key of the connection. A body is
 	// hashed before it is sent: by way of GetBody or else in memory, where one of
-	// more than 1 MiB is an error. Not in profile Sample.
+	// more than 1 MiB is an error. Not in profile Sample, and not beside the proofs
+	// of a session on Limpet's own wire: a request has one signature of that kind.
 	PerRequest bool
 
 	// Base sends the requests: an [http.Transport], or what gives one the request

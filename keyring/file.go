@@ -304,8 +304,12 @@ func check(id string, k *Key) error {
 
 // Edit changes a file of keys, which it makes if there is none. No other Edit
 // comes between, on Unix and Windows; servers see the file before or after. If
-// change fails, the file stays as it was.
+// change fails, the file stays as it was. Its owner stays too, and a symbolic link
+// to it stays one.
 func Edit(path string, change func(*List) error) error {
+	if target, err := filepath.EvalSymlinks(path); err == nil {
+		path = target // the servers may know the file by another name
+	}
 	if err := os.MkdirAll(filepath.Dir(path), 0o700); err != nil {
 		return prefix(err)
 	}
@@ -316,6 +320,9 @@ func Edit(path string, change func(*List) error) error {
 	defer lock.Close() // and with it the lock
 	if err := exclusively(lock); err != nil {
 		return prefix(fmt.Errorf("locking %s: %w", path, err))
+	}
+	if err := keepOwner(lock, path); err != nil {
+		return prefix(err)
 	}
 	var l List
 	if l.Keys, err = readFile(path); err != nil && !errors.Is(err, fs.ErrNotExist) {
@@ -383,9 +390,15 @@ func replace(path string, data []byte) error {
 	if err != nil {
 		return err
 	}
-	_, err = f.Write(data)
+	err = keepOwner(f, path) // while there is nothing in it yet
+	if err == nil {
+		_, err = f.Write(data)
+	}
 	if err = errors.Join(err, f.Sync(), f.Close()); err == nil {
 		err = os.Rename(unfinished, path)
+	}
+	if err == nil {
+		err = syncDir(filepath.Dir(path)) // else a power cut could bring a revoked key back
 	}
 	if err != nil {
 		os.Remove(unfinished)

@@ -90,6 +90,7 @@ type opened struct {
 	key    hwkey.HMACKey // nil while it is not loaded
 	users  int
 	closed bool
+	unfit  error // why it never will be
 }
 
 // InTPM reports whether the secret is in the server's TPM.
@@ -135,8 +136,16 @@ func (o *opened) load(ctx context.Context, pem []byte) (hwkey.HMACKey, error) {
 	case <-ctx.Done():
 		return nil, context.Cause(ctx)
 	}
+	if o.unfit != nil {
+		return nil, o.unfit
+	}
 	if o.key == nil {
 		key, err := o.open(ctx, pem)
+		if errors.Is(err, hwkey.ErrUnsupported) {
+			// As one with a password, of which each try counts towards the TPM's
+			// lockout, and strangers can have keys tried.
+			o.unfit = err
+		}
 		if err != nil {
 			return nil, err
 		}

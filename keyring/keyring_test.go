@@ -18,6 +18,7 @@ import (
 	"os"
 	"os/exec"
 	"path/filepath"
+	"reflect"
 	"slices"
 	"strings"
 	"sync"
@@ -426,6 +427,35 @@ func TestFileOthersCanRead(t *testing.T) {
 }
 
 // A server sees within a second what another process did to the file.
+// An edit goes to the file itself, whatever name it is known by, and leaves it to
+// its owner: else a revocation would not reach the server.
+func TestEditReachesTheServersFile(t *testing.T) {
+	dir := t.TempDir()
+	path, link := filepath.Join(dir, "keys.json"), filepath.Join(dir, "link.json")
+	edit(t, path, func(l *List) error { return l.Add("billing", &Key{Secret: NewSecret()}) })
+	if err := os.Symlink("keys.json", link); err != nil {
+		t.Skip(err)
+	}
+	const other = 65534
+	foreign := os.Chown(path, other, other) == nil // root can
+	edit(t, link, func(l *List) error { return l.Revoke("billing") })
+	if fi, err := os.Lstat(link); err != nil || fi.Mode().Type() != os.ModeSymlink {
+		t.Errorf("the link became %v %v", fi, err)
+	}
+	if l, err := Read(path); err != nil || len(l.Keys) != 0 {
+		t.Errorf("the file has %v %v", l, err)
+	}
+	for _, name := range []string{path, path + ".lock"} {
+		fi, err := os.Stat(name)
+		if err != nil || fi.Mode().Perm() != 0o600 {
+			t.Fatal(fi, err)
+		}
+		if uid := reflect.ValueOf(fi.Sys()).Elem().FieldByName("Uid"); foreign && uid.Uint() != other {
+			t.Errorf("%s belongs to %d", name, uid.Uint())
+		}
+	}
+}
+
 func TestReload(t *testing.T) {
 	path := filepath.Join(t.TempDir(), "keys.json")
 	edit(t, path, add("a", &Key{Secret: NewSecret()}))

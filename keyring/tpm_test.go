@@ -222,3 +222,30 @@ func TestTPMTrouble(t *testing.T) {
 		}
 	}
 }
+
+// A key that is of no use is tried once: it may have a password, and then each try
+// counts towards the TPM's lockout.
+func TestUnfitKeyIsTriedOnce(t *testing.T) {
+	c := newChip(t)
+	path, tries := filepath.Join(t.TempDir(), "keys.json"), 0
+	edit(t, path, func(l *List) error { return l.Add("billing", TPMKey(c.pem(t, example))) })
+	r, err := Open(path, Options{OpenTPM: func(context.Context, []byte) (hwkey.HMACKey, error) {
+		tries++
+		return nil, hwkey.ErrUnsupported
+	}})
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer r.Close()
+	for range 3 {
+		if _, err := r.Lookup("billing")[0].HMAC(t.Context(), nil); !errors.Is(err, hwkey.ErrUnsupported) {
+			t.Errorf("error %v", err)
+		}
+		if err := r.Reload(); err != nil {
+			t.Fatal(err)
+		}
+	}
+	if tries != 1 {
+		t.Errorf("tried %d times", tries)
+	}
+}

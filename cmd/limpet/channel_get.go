@@ -98,6 +98,9 @@ func (g *channelGet) run(ctx context.Context, target string) error {
 	if g.perRequest && g.profile == "sample" {
 		return usage("profile sample has no MACs per request")
 	}
+	if g.secretFile == "-" && g.call.data == "@-" {
+		return usage("--secret-file and --data cannot both be standard input")
+	}
 	var t traced
 	req, err := g.call.build(t.in(ctx), target)
 	if err != nil {

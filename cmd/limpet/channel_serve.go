@@ -264,11 +264,14 @@ func makeCertificate(cert, key string, names []string) error {
 func certificateKey(path string) (*ecdsa.PrivateKey, error) {
 	text, err := readBounded(path, maxKeyFile)
 	if missing(err) {
-		private, err := newCertificateKey(path)
-		if errors.Is(err, fs.ErrExist) {
-			return certificateKey(path) // another process was faster
+		private, failed := newCertificateKey(path)
+		if !errors.Is(failed, fs.ErrExist) {
+			return private, failed
 		}
-		return private, err
+		text, err = readBounded(path, maxKeyFile) // another process was faster
+		if missing(err) {
+			return nil, fmt.Errorf("%s is a symbolic link to nothing", path)
+		}
 	}
 	if err != nil {
 		return nil, err

@@ -40,6 +40,9 @@ func (ks *Keystore) do(ctx context.Context, f func() error) error {
 	case <-ctx.Done():
 		return ctx.Err()
 	}
+	if err := ctx.Err(); err != nil {
+		return err // the lock came too late: a command would only be broken off
+	}
 	var reconnected, restarted, yielded, swept bool
 	pause := 20 * time.Millisecond
 	for {

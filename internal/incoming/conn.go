@@ -2,6 +2,7 @@ package incoming
 
 import (
 	"crypto/tls"
+	"errors"
 	"runtime"
 	"sync"
 	"weak"
@@ -47,4 +48,16 @@ func (p *PerConn[V]) Len() int {
 	p.mu.Lock()
 	defer p.mu.Unlock()
 	return len(p.values)
+}
+
+// Export returns keying material of a connection. States that were made by hand,
+// as net/http/fcgi and others who do not end TLS themselves make them, have none
+// and panic when they are asked.
+func Export(state *tls.ConnectionState, label string, context []byte, size int) (b []byte, err error) {
+	defer func() {
+		if recover() != nil {
+			b, err = nil, errors.New("a connection without keying material: TLS ends before the server")
+		}
+	}()
+	return state.ExportKeyingMaterial(label, context, size)
 }
