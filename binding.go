@@ -24,6 +24,10 @@ type Binding struct {
 	// see [Guard.Rebind]. It is zero for the login's own.
 	Root ID
 
+	// Client is the client that the request's TLS connection belongs to, where the
+	// route asks for one. It is the request's, not the session's.
+	Client string
+
 	device *proof.PublicKey // nil for Level None
 }
 

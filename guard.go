@@ -58,7 +58,7 @@ func New(cfg Config) (*Guard, error) {
 	if err := cfg.setDefaults(); err != nil {
 		return nil, err
 	}
-	rules, err := newRules(cfg.Rule, cfg.Routes)
+	rules, err := newRules(&cfg)
 	if err != nil {
 		return nil, err
 	}

@@ -67,6 +67,9 @@ func (g *Guard) Admit(response http.Header, r *http.Request, rule Rule) (*http.R
 	req := requests.Get().(*Request)
 	defer requests.Put(req)
 	*req = Request{Message: incoming.Message(r), Token: token, tokenErr: err, TLS: r.TLS}
+	if rule.Client != NoClient {
+		req.Client, req.clientErr = g.cfg.Clients.Client(response, r)
+	}
 	if rule.Freshness == BodyHash || req.HasBody && rule.Body != StreamBody {
 		req.Body = func() ([sha256.Size]byte, error) { return incoming.HashBody(r, cmp.Or(rule.Body, g.cfg.MaxBody)) }
 	}

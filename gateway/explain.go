@@ -28,9 +28,13 @@ func (g *Gateway) Explain() []string {
 		rest = "Every other route"
 	}
 	lines = append(lines, fmt.Sprintf("%s %s.", rest, ruleWords(c.Rule)))
+	client := ""
+	if c.Rule.Client != limpet.NoClient || slices.ContainsFunc(c.Routes, func(r limpet.Route) bool { return r.Rule.Client != limpet.NoClient }) {
+		client = c.Names.Client
+	}
 	var told []string
 	for _, t := range []struct{ what, name string }{{"the user", c.Names.User}, {"the level", c.Names.Level},
-		{"the session's ID", c.Names.Session}, {"the device key's thumbprint", c.Names.Key}} {
+		{"the session's ID", c.Names.Session}, {"the device key's thumbprint", c.Names.Key}, {"the client's name", client}} {
 		if t.name != "" {
 			told = append(told, t.what+" in "+t.name)
 		}
@@ -87,6 +91,16 @@ var freshnessWords = map[limpet.Freshness]string{
 }
 
 func ruleWords(r limpet.Rule) string {
+	switch r.Client {
+	case limpet.InsteadOfSession:
+		if r.Mode == limpet.Observe {
+			return "admits everything, and logs what would be refused if clients with a token of their TLS connection were wanted"
+		}
+		return "admits clients with a token of their TLS connection, and nobody else; sessions are not looked at"
+	case limpet.BesideSession:
+		r.Client = limpet.NoClient
+		return "wants a client with a token of its TLS connection, and besides " + ruleWords(r)
+	}
 	proof := []string{freshnessWords[r.Freshness]}
 	if r.Challenge {
 		proof = append(proof, "that covers the challenge of the last minutes")

@@ -106,7 +106,7 @@ func Parse(name string, text []byte) (Config, error) {
 		},
 		"headers": func(n *yaml.Node) error {
 			return mapping(n, fields{"user": value(&cfg.Names.User), "level": value(&cfg.Names.Level),
-				"session": value(&cfg.Names.Session), "key": value(&cfg.Names.Key)})
+				"session": value(&cfg.Names.Session), "key": value(&cfg.Names.Key), "client": value(&cfg.Names.Client)})
 		},
 	})
 	if err != nil {
@@ -272,6 +272,7 @@ func ruleFields(r *limpet.Rule) fields {
 		},
 		"challenge": yesNo(&r.Challenge),
 		"channel":   yesNo(&r.Channel),
+		"client":    word(&r.Client, limpet.NoClient, limpet.BesideSession, limpet.InsteadOfSession),
 		"body": func(n *yaml.Node) (err error) {
 			r.Body, err = size(n)
 			return err

@@ -52,6 +52,10 @@ type Config struct {
 	Logins  []Login
 	Logouts []string // patterns; if the app answers with 200 to 299 or 301 to 303 the session is revoked
 
+	// Clients knows clients by tokens of their TLS connections, where a rule asks
+	// for them; see [limpet.Config].
+	Clients limpet.Clients
+
 	Names   Names          // of the headers that tell the app who is there
 	Trusted []netip.Prefix // proxies in front, whose X-Forwarded-… is passed on
 
@@ -120,6 +124,7 @@ func newGateway(cfg Config) (*Gateway, error) {
 		Routes:   cfg.Routes,
 		Lease:    cfg.Lease,
 		Lifetime: cfg.Lifetime,
+		Clients:  cfg.Clients,
 		SealKey:  cfg.SealKey,
 		Logger:   cfg.Logger,
 	})
@@ -154,7 +159,7 @@ func checkUpstream(u *url.URL) error {
 }
 
 func streaming(r limpet.Rule) limpet.Rule {
-	if r.Body == 0 && r.Freshness != limpet.BodyHash {
+	if r.Body == 0 && r.Freshness != limpet.BodyHash && r.Client != limpet.InsteadOfSession {
 		r.Body = limpet.StreamBody
 	}
 	return r

@@ -19,6 +19,7 @@ type Names struct {
 	Level   string // the session's level, see [limpet.Level]; default Limpet-Level
 	Session string // the session's ID: it stays the same if the app replaces the token; default Limpet-Session
 	Key     string // the device key's thumbprint; default Limpet-Key
+	Client  string // the client that the TLS connection belongs to, where the rule asks for one; default Limpet-Client-Name
 }
 
 func (n *Names) setDefaults() error {
@@ -26,7 +27,7 @@ func (n *Names) setDefaults() error {
 	for _, name := range []struct {
 		value *string
 		usual string
-	}{{&n.User, "Remote-User"}, {&n.Level, "Limpet-Level"}, {&n.Session, "Limpet-Session"}, {&n.Key, "Limpet-Key"}} {
+	}{{&n.User, "Remote-User"}, {&n.Level, "Limpet-Level"}, {&n.Session, "Limpet-Session"}, {&n.Key, "Limpet-Key"}, {&n.Client, "Limpet-Client-Name"}} {
 		switch *name.value {
 		case "":
 			*name.value = name.usual
@@ -83,7 +84,7 @@ type filter struct{ exact map[string]bool }
 
 func newFilter(n Names) filter {
 	f := filter{map[string]bool{"dpop": true}}
-	for _, name := range []string{n.User, n.Level, n.Session, n.Key} {
+	for _, name := range []string{n.User, n.Level, n.Session, n.Key, n.Client} {
 		if name != "" {
 			f.exact[normal(name)] = true
 		}
@@ -148,6 +149,7 @@ func (n *Names) identify(h http.Header, b *limpet.Binding) {
 		set(n.Session, id.String())
 	}
 	set(n.Key, b.Key)
+	set(n.Client, b.Client)
 }
 
 // forward sets what says where a request came from. What a trusted proxy says of

@@ -1,6 +1,7 @@
 package main
 
 import (
+	"context"
 	"crypto/rand"
 	"crypto/tls"
 	"errors"
@@ -17,7 +18,11 @@ import (
 	"github.com/spf13/cobra"
 
 	"github.com/limpet-auth/limpet"
+	"github.com/limpet-auth/limpet/channel"
 	"github.com/limpet-auth/limpet/gateway"
+	"github.com/limpet-auth/limpet/hwkey/tpmkey"
+	"github.com/limpet-auth/limpet/keyring"
+	"github.com/limpet-auth/limpet/proof"
 	"github.com/limpet-auth/limpet/store/memstore"
 )
 
@@ -41,12 +46,14 @@ type gatewayFlags struct {
 	tlsKey      string
 	lease       time.Duration
 	sealKeyFile string
+	clients     keyringFile
+	keeper      keeper
 	logLevel    slog.Level
 	logFormat   string
 }
 
 func gatewayCommand() *cobra.Command {
-	var g gatewayFlags
+	g := gatewayFlags{clients: clientKeys}
 	cmd := &cobra.Command{
 		Use:   "gateway",
 		Short: "bind the sessions of an app that knows nothing of it",
@@ -70,8 +77,10 @@ the others. A routes file (--routes) says it of each route, and much more:
   logout: [POST /logout]
   routes:
     - {route: /admin/, mode: require, min-level: hardware}
+    - {route: /hooks/, client: instead-of-session}
 
-It is no settings file: that gives flags their values, this describes the app.
+Where a route asks for a client, that is one of limpet channel: --clients and --tpm
+say where their keys are. It is no settings file: that gives flags their values, this describes the app.
 limpet gateway check explains what it means, route by route.
 
 SIGINT and SIGTERM end the gateway when the requests in flight are answered,
@@ -96,6 +105,8 @@ them it is logged, and nothing changes.`,
 	f.StringVar(&g.tlsKey, "tls-key", "", "PEM `file` with its private key")
 	f.DurationVar(&g.lease, "lease", 15*time.Minute, "how long an ephemeral key may be used, 1s to 24h")
 	f.StringVar(&g.sealKeyFile, "seal-key-file", "", "`file` of 32 random bytes, made if there is none (default PATH.sealkey beside the store)")
+	g.clients.flag(cmd)
+	g.keeper.tpmFlag(cmd)
 	logFlags(cmd, &g.logLevel, &g.logFormat)
 	settings(cmd, "listen", "upstream", "session-cookie", "session-bearer", "login", "logout", "mode", "routes", "trusted-proxy",
 		"store", "tls-cert", "tls-key", "lease", "seal-key-file", "log-level", "log-format")
@@ -117,7 +128,7 @@ sentence a line. It touches neither store nor network.
 			if err != nil {
 				return err
 			}
-			cfg.Store = memstore.New(nil)
+			cfg.Store, cfg.Clients = memstore.New(nil), nobody{}
 			g, err := gateway.New(cfg)
 			if err != nil {
 				return usage("%s: %w", args[0], err)
@@ -128,6 +139,13 @@ sentence a line. It touches neither store nor network.
 			return nil
 		},
 	}
+}
+
+// nobody stands in for clients that nobody asks for.
+type nobody struct{}
+
+func (nobody) Client(http.Header, *http.Request) (string, error) {
+	return "", &proof.Refusal{Reason: proof.NoClient}
 }
 
 func readRoutes(path string) (gateway.Config, error) {
@@ -217,14 +235,24 @@ func (g *gatewayFlags) run(cmd *cobra.Command) (err error) {
 		key = make([]byte, sealKeySize)
 		rand.Read(key) // never fails
 	}
+	clients := gatewayClients{flags: g, log: log}
+	defer clients.close()
 	build := func() (*gateway.Gateway, error) {
 		cfg, err := g.config(cmd)
 		if err != nil {
 			return nil, err
 		}
-		onChannel := func(r limpet.Route) bool { return r.Rule.Channel }
-		if certificate == nil && (cfg.Rule.Channel || slices.ContainsFunc(cfg.Routes, onChannel)) {
-			return nil, usage("a route with channel needs --tls-cert and --tls-key: there is no TLS connection to bind proofs to")
+		anyRule := func(is func(limpet.Rule) bool) bool {
+			return is(cfg.Rule) || slices.ContainsFunc(cfg.Routes, func(r limpet.Route) bool { return is(r.Rule) })
+		}
+		asks := anyRule(func(r limpet.Rule) bool { return r.Client != limpet.NoClient })
+		if certificate == nil && (asks || anyRule(func(r limpet.Rule) bool { return r.Channel })) {
+			return nil, usage("a route with channel or client needs --tls-cert and --tls-key: there is no TLS connection to bind proofs to")
+		}
+		if asks {
+			if cfg.Clients, err = clients.open(cmd.Context()); err != nil {
+				return nil, err
+			}
 		}
 		cfg.Store, cfg.SealKey, cfg.Lease, cfg.Trusted, cfg.Logger = store, key, g.lease, trusted, log
 		made, err := gateway.New(cfg)
@@ -248,24 +276,61 @@ func (g *gatewayFlags) run(cmd *cobra.Command) (err error) {
 	url := "http://" + listener.Addr().String()
 	listener = gateway.Listener(listener)
 	if certificate != nil {
-		defer certificate.watch(log)()
+		defer onHangup(log, loaded{"certificate", certificate.load})()
 		listener = tls.NewListener(listener, &tls.Config{GetCertificate: certificate.get, NextProtos: []string{"h2", "http/1.1"}})
 		url = "https://" + url[len("http://"):]
 	}
 	if g.routes != "" {
-		defer onHangup(func() {
+		defer onHangup(log, loaded{"routes", func() error {
 			next, err := build()
 			if err != nil {
-				log.Error("limpet: routes not reloaded", "why", plain(err))
-				return
+				return err
 			}
 			now.Swap(next).Close()
-			log.Info("limpet: routes reloaded")
-		})()
+			return nil
+		}})()
 	} else if certificate == nil && hangup != nil {
 		signal.Ignore(hangup)
 	}
 	note("listening on %s", url)
 	handler := http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) { now.Load().ServeHTTP(w, r) })
 	return serveAll(cmd.Context(), log, map[net.Listener]*http.Server{listener: gateway.NewServer(handler, log)})
+}
+
+// gatewayClients are the clients of package channel that routes ask for, from the
+// first time that one does.
+type gatewayClients struct {
+	flags  *gatewayFlags
+	log    *slog.Logger
+	tpm    *tpmkey.Keystore
+	ring   *keyring.Ring
+	server *channel.Server
+}
+
+func (c *gatewayClients) open(ctx context.Context) (limpet.Clients, error) {
+	if c.server != nil {
+		return c.server, nil
+	}
+	tpm := tpmkey.New(c.flags.keeper.tpmConfig())
+	ring, err := c.flags.clients.open(tpm, c.log)
+	if err != nil {
+		tpm.Close()
+		return nil, err
+	}
+	server, err := channel.NewServer(channel.ServerConfig{Keys: ring, Logger: c.log})
+	if err != nil {
+		ring.Close()
+		tpm.Close()
+		return nil, err
+	}
+	examine(ctx, c.log, ring)
+	c.tpm, c.ring, c.server = tpm, ring, server
+	return server, nil
+}
+
+func (c *gatewayClients) close() {
+	if c.server != nil {
+		c.ring.Close()
+		c.tpm.Close()
+	}
 }

@@ -174,7 +174,7 @@ func (s *serve) run(ctx context.Context) (err error) {
 		signal.Ignore(hangup)
 	}
 	if certificate != nil {
-		defer certificate.watch(log)()
+		defer onHangup(log, loaded{"certificate", certificate.load})()
 		listener = tls.NewListener(listener, &tls.Config{GetCertificate: certificate.get, NextProtos: []string{"h2", "http/1.1"}})
 		url = "https://" + url[len("http://"):]
 	}
