@@ -29,16 +29,19 @@ var imports = map[string][]string{
 	"hwkey/softkey":         {"hwkey", "hwkey/internal/keydir"},
 	"hwkey/tpmkey":          {"hwkey", "hwkey/internal/keydir"},
 	"keyring":               {"hwkey"},
+	"handshake":             {"hwkey", "keyring"},
 	"":                      {"internal/incoming", "proof", "proof/httpsig", "proof/hwsign", "proof/dpop"},
+	"channel":               {"hwkey", "internal/incoming", "internal/outgoing", "internal/replay", "keyring", "proof", "proof/httpsig"},
 	"client":                {"hwkey", "internal/outgoing", "proof", "proof/httpsig", "proof/hwsign", "proof/dpop"},
 	"limpettest":            {"", "internal/incoming", "hwkey", "proof", "proof/httpsig", "proof/hwsign", "proof/dpop"},
 	"limpettest/vectors":    {},
 	"internal/authserver":   {"", "internal/incoming", "proof", "proof/httpsig", "proof/hwsign", "proof/dpop"},
+	"gateway":               {"", "internal/incoming", "proof", "proof/httpsig", "proof/hwsign", "proof/dpop"},
 	"cmd/limpet":            {"*"},
 }
 
 // The library must not drag heavy modules into its users' builds.
-var light = []string{"", "proof", "proof/httpsig", "proof/hwsign", "proof/dpop", "client", "hwkey", "store/memstore"}
+var light = []string{"", "proof", "proof/httpsig", "proof/hwsign", "proof/dpop", "client", "hwkey", "keyring", "handshake", "store/memstore"}
 
 const module = "github.com/limpet-auth/limpet"
 

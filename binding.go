@@ -20,6 +20,14 @@ type Binding struct {
 	Expires time.Time // when the binding is over, to the second
 	Ended   time.Time // when the session was revoked; zero if it was not
 
+	// Root is the session of the login, if the app has replaced its token since;
+	// see [Guard.Rebind]. It is zero for the login's own.
+	Root ID
+
+	// Client is the client that the request's TLS connection belongs to, where the
+	// route asks for one. It is the request's, not the session's.
+	Client string
+
 	device *proof.PublicKey // nil for Level None
 }
 
@@ -28,16 +36,20 @@ func (b *Binding) alive(now time.Time) bool {
 	return b.Ended.IsZero() && now.Before(b.Expires)
 }
 
-// recordVersion is the first byte of every record. A change of layout takes
-// the next number.
-const recordVersion = 1
+// recordVersion is the first byte of every record, but for bindings with a root,
+// which have the next number. A change of layout takes one of its own.
+const (
+	recordVersion = 1
+	rootedVersion = 2
+)
 
 var errRecord = errors.New("limpet: unreadable record in the store")
 
 var levelBytes = [...]Level{None, Software, Browser, Hardware, HardwareAttested}
 
 // encode writes the record: version, level, algorithm of the device key,
-// created, expires, ended, user, device key. Times are unix seconds.
+// created, expires, ended, user, device key and, if there is one, the root. Times
+// are unix seconds.
 func (b *Binding) encode() []byte {
 	level := 0
 	for i, l := range levelBytes {
@@ -50,13 +62,22 @@ func (b *Binding) encode() []byte {
 	if b.device != nil {
 		alg, key = b.device.Algorithm(), b.device.Bytes()
 	}
-	out := make([]byte, 0, 24+len(b.User)+len(key))
-	out = append(out, recordVersion, byte(level), byte(alg))
+	rooted := b.Root != ID{}
+	version := byte(recordVersion)
+	if rooted {
+		version = rootedVersion
+	}
+	out := make([]byte, 0, 24+len(b.User)+len(key)+len(b.Root))
+	out = append(out, version, byte(level), byte(alg))
 	out = appendTime(out, b.Created)
 	out = appendTime(out, b.Expires)
 	out = appendTime(out, b.Ended)
 	out = appendBytes(out, []byte(b.User))
-	return appendBytes(out, key)
+	out = appendBytes(out, key)
+	if rooted {
+		out = append(out, b.Root[:]...)
+	}
+	return out
 }
 
 func decodeBinding(session ID, rec []byte) (*Binding, error) {
@@ -64,7 +85,10 @@ func decodeBinding(session ID, rec []byte) (*Binding, error) {
 	version, level, alg := r.byte(), r.byte(), proof.Algorithm(r.byte())
 	b := &Binding{Session: session, Created: r.time(), Expires: r.time(), Ended: r.time(), User: string(r.bytes())}
 	key := r.bytes()
-	if r.failed || len(r.rest) > 0 || version != recordVersion || int(level) >= len(levelBytes) {
+	if version == rootedVersion {
+		copy(b.Root[:], r.take(uint64(len(b.Root))))
+	}
+	if r.failed || len(r.rest) > 0 || version != recordVersion && version != rootedVersion || int(level) >= len(levelBytes) {
 		return nil, errRecord
 	}
 	b.Level = levelBytes[level]

@@ -18,7 +18,7 @@ const StreamBody = -1
 // [Guard.Bind], which verifies the proof, it has read the body.
 func (g *Guard) CheckBody(next http.Handler) http.Handler {
 	return http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
-		if err := g.checkBody(r); err != nil {
+		if err := g.CheckLogin(r); err != nil {
 			Refuse(w, err)
 			return
 		}
@@ -26,7 +26,9 @@ func (g *Guard) CheckBody(next http.Handler) http.Handler {
 	})
 }
 
-func (g *Guard) checkBody(r *http.Request) error {
+// CheckLogin is what [Guard.CheckBody] does before it hands a login on. The body
+// is read and put back. The error is a *[proof.Refusal].
+func (g *Guard) CheckLogin(r *http.Request) error {
 	m := incoming.Message(r)
 	for _, wire := range wires {
 		offer, err := wire.Offer(&m)

@@ -3,22 +3,16 @@ package limpet
 import (
 	"crypto/tls"
 	"errors"
-	"runtime"
 	"sync"
-	"weak"
 
+	"github.com/limpet-auth/limpet/internal/incoming"
 	"github.com/limpet-auth/limpet/proof"
 	"github.com/limpet-auth/limpet/proof/httpsig"
 )
 
 // channels keeps what was derived for TLS connections: the exporter costs some
-// microseconds and many allocations, a key another HMAC. Requests of one
-// connection share their *tls.ConnectionState; when net/http lets go of it, its
-// entry goes too. A server where they do not share it is merely slower.
-type channels struct {
-	mu sync.Mutex
-	m  map[weak.Pointer[tls.ConnectionState]]*channel
-}
+// microseconds and many allocations, a key another HMAC.
+type channels = incoming.PerConn[*channel]
 
 type channel struct {
 	mu       sync.Mutex
@@ -28,30 +22,12 @@ type channel struct {
 
 const maxChannelKeys = 256 // a connection; a proxy's may carry many sessions
 
-func (c *channels) of(state *tls.ConnectionState) (*channel, error) {
-	name := weak.Make(state)
-	c.mu.Lock()
-	defer c.mu.Unlock()
-	if ch := c.m[name]; ch != nil {
-		return ch, nil
-	}
-	exported, err := state.ExportKeyingMaterial(httpsig.ExporterLabel, nil, 32)
+func newChannel(state *tls.ConnectionState) (*channel, error) {
+	exported, err := incoming.Export(state, httpsig.ExporterLabel, nil, 32)
 	if err != nil {
 		return nil, err
 	}
-	ch := &channel{exported: exported, keys: make(map[*proof.MACKey]*proof.MACKey)}
-	if c.m == nil {
-		c.m = make(map[weak.Pointer[tls.ConnectionState]]*channel)
-	}
-	c.m[name] = ch
-	runtime.AddCleanup(state, c.forget, name)
-	return ch, nil
-}
-
-func (c *channels) forget(name weak.Pointer[tls.ConnectionState]) {
-	c.mu.Lock()
-	defer c.mu.Unlock()
-	delete(c.m, name)
+	return &channel{exported: exported, keys: make(map[*proof.MACKey]*proof.MACKey)}, nil
 }
 
 // key returns what an agreed key becomes on this connection.
@@ -78,7 +54,7 @@ func (g *Guard) channelKey(state *tls.ConnectionState) func(*proof.EphemeralKey)
 		if !state.HandshakeComplete {
 			return nil, errors.New("the TLS handshake is not complete")
 		}
-		ch, err := g.channels.of(state)
+		ch, err := g.channels.Of(state, newChannel)
 		if err != nil {
 			return nil, err
 		}

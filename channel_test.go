@@ -94,9 +94,7 @@ func TestChannel(t *testing.T) {
 	}
 	expect(t, "a hw-sign client", weak.send("GET", "/me", "", weak.proof(s.value())), proof.NoChannel)
 
-	s.channels.mu.Lock()
-	held := len(s.channels.m)
-	s.channels.mu.Unlock()
+	held := s.channels.Len()
 	if held != 2 {
 		t.Errorf("%d connections are remembered, want 2", held)
 	}
@@ -107,9 +105,7 @@ func TestChannel(t *testing.T) {
 	for range 200 {
 		runtime.GC()
 		time.Sleep(10 * time.Millisecond)
-		s.channels.mu.Lock()
-		held = len(s.channels.m)
-		s.channels.mu.Unlock()
+		held = s.channels.Len()
 		if held == 0 {
 			return
 		}

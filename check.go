@@ -21,6 +21,11 @@ type Request struct {
 
 	tokenErr error // why there is no Token to be had
 
+	// Client is the client that the connection belongs to, for rules that ask for
+	// one: whoever calls Check has made sure of it.
+	Client    string
+	clientErr error // why there is no Client
+
 	// TLS is the connection the request came on, nil if TLS ends elsewhere or
 	// there is none. Each connection has a value of its own, which is not used
 	// again for another: what was derived for it is found by its address.
@@ -48,6 +53,10 @@ var unbound = &Binding{Level: None}
 func (g *Guard) Check(ctx context.Context, r *Request, rule Rule, response map[string][]string) (*Binding, error) {
 	b, err := g.check(ctx, r, rule, response)
 	if err == nil {
+		if rule.Client != NoClient {
+			with := *b
+			with.Client, b = r.Client, &with
+		}
 		return b, nil
 	}
 	var refusal *proof.Refusal
@@ -83,6 +92,17 @@ func (g *Guard) log(ctx context.Context, m *proof.Message, rule Rule, refusal *p
 }
 
 func (g *Guard) check(ctx context.Context, r *Request, rule Rule, response map[string][]string) (*Binding, error) {
+	if rule.Client != NoClient {
+		if r.clientErr != nil {
+			return nil, r.clientErr
+		}
+		if r.Client == "" {
+			return nil, &proof.Refusal{Reason: proof.NoClient, Detail: "nobody has told the client"}
+		}
+		if rule.Client == InsteadOfSession {
+			return unbound, nil
+		}
+	}
 	if r.tokenErr != nil {
 		return nil, r.tokenErr
 	}

@@ -7,6 +7,7 @@ import (
 	"log/slog"
 	"net"
 	"net/http"
+	"slices"
 	"strings"
 	"time"
 
@@ -84,11 +85,38 @@ type Rule struct {
 	// DPoP or hw-sign cannot do that.
 	Channel bool
 
+	// Client says whether the request must carry a token of its TLS connection, by
+	// a client that Config.Clients knows.
+	Client ClientRule
+
 	// Body is up to how many bytes of a body are read to compare them with the
 	// digest that the proof covers, before the app sees any; a larger body is
 	// refused. 0 is Config.MaxBody. With StreamBody the app gets the body as it
 	// comes, and in place of the last byte an error if it was another one.
 	Body int64
+}
+
+// ClientRule says what a route demands of clients that authenticate their TLS
+// connections; see package channel.
+type ClientRule uint8
+
+const (
+	NoClient         ClientRule = iota // nothing
+	BesideSession                      // a client, and what the rule demands of sessions; package client cannot do Rule.Channel as well
+	InsteadOfSession                   // a client; sessions are not looked at
+)
+
+// String returns the word that configuration files use.
+func (c ClientRule) String() string {
+	switch c {
+	case NoClient:
+		return "none"
+	case BesideSession:
+		return "beside-session"
+	case InsteadOfSession:
+		return "instead-of-session"
+	}
+	return "unknown"
 }
 
 // Route gives the requests that match Pattern a rule of their own. Patterns
@@ -137,6 +165,10 @@ type Config struct {
 	// Tokens knows access tokens of an authorization server, for sessions that
 	// are not in the store; nil if there are none. See package oauth.
 	Tokens Tokens
+
+	// Clients knows clients by tokens of their TLS connections, where a rule asks
+	// for them: a channel.Server.
+	Clients Clients
 
 	// SealKey is the 32-byte key that secrets in the store are sealed under.
 	// Keep it outside the store, and the same on all servers that share one.
@@ -195,6 +227,12 @@ func (r Rule) validate() error {
 	if r.Body < StreamBody {
 		return fmt.Errorf("a body limit of %d", r.Body)
 	}
+	if r.Client > InsteadOfSession {
+		return fmt.Errorf("unknown client rule %d", r.Client)
+	}
+	if r.Client == InsteadOfSession && (r.Freshness != Nonce || r.MinLevel != "" || r.Challenge || r.Channel || r.Body != 0) {
+		return errors.New("a client instead of a session brings no proof that more could be demanded of")
+	}
 	if r.Body == StreamBody && r.Freshness == BodyHash {
 		return errors.New("policy body-hash and StreamBody exclude each other")
 	}
@@ -211,8 +249,13 @@ type rules struct {
 	byPattern map[string]Rule
 }
 
-func newRules(fallback Rule, routes []Route) (r rules, err error) {
+func newRules(cfg *Config) (r rules, err error) {
+	fallback, routes := cfg.Rule, cfg.Routes
 	r = rules{fallback: fallback}
+	if asked := func(route Route) bool { return route.Rule.Client != NoClient }; cfg.Clients == nil &&
+		(fallback.Client != NoClient || slices.ContainsFunc(routes, asked)) {
+		return r, errors.New("limpet: a rule asks for a client, and Config.Clients is not set")
+	}
 	if err := fallback.validate(); err != nil {
 		return r, fmt.Errorf("limpet: Config.Rule: %w", err)
 	}

@@ -58,7 +58,7 @@ func New(cfg Config) (*Guard, error) {
 	if err := cfg.setDefaults(); err != nil {
 		return nil, err
 	}
-	rules, err := newRules(cfg.Rule, cfg.Routes)
+	rules, err := newRules(&cfg)
 	if err != nil {
 		return nil, err
 	}
@@ -73,7 +73,8 @@ func New(cfg Config) (*Guard, error) {
 // Bind binds the session with this token, which the app has just made for
 // user, to the device key that the login request brings. A request without a
 // device key gives a session of level None, which a guard knows and can revoke
-// but does not demand proofs of.
+// but does not demand proofs of; to bind that again, for the same user and without
+// a device key, changes nothing.
 //
 // Where the wire has a proof of possession at login, which hw-sign has not, the
 // request must be signed by the device key, so that nobody binds a key they do
@@ -83,11 +84,8 @@ func New(cfg Config) (*Guard, error) {
 // it returns an error the session must not be handed out: answer with
 // [Refuse]. The error is a *[proof.Refusal], or ErrBound.
 func (g *Guard) Bind(w http.ResponseWriter, r *http.Request, token, user string) error {
-	if token == "" || len(token) > maxToken {
-		return fmt.Errorf("limpet: bind: a session token of %d bytes, want 1 to %d", len(token), maxToken)
-	}
-	if !spellable(g.cfg.Session.canonical(token)) {
-		return errors.New("limpet: bind: the session token has characters that headers and cookies cannot carry unambiguously")
+	if err := g.bindable(token); err != nil {
+		return fmt.Errorf("limpet: bind: %w", err)
 	}
 	if len(user) > maxUser {
 		return fmt.Errorf("limpet: bind: a user name of %d bytes, want at most %d", len(user), maxUser)
@@ -112,7 +110,7 @@ func (g *Guard) Bind(w http.ResponseWriter, r *http.Request, token, user string)
 		return unavailable("bind", err)
 	}
 	if !added {
-		return ErrBound
+		return g.boundBefore(r.Context(), b)
 	}
 	if wire == nil {
 		return nil
@@ -123,6 +121,21 @@ func (g *Guard) Bind(w http.ResponseWriter, r *http.Request, token, user string)
 	}
 	wire.Bound(w.Header(), b.Session, s)
 	return nil
+}
+
+// boundBefore returns nil if the session is known already and binding it changes
+// nothing: an app may keep the token where people log in twice.
+func (g *Guard) boundBefore(ctx context.Context, b *Binding) error {
+	known, err := g.Find(ctx, b.Session)
+	switch {
+	case errors.Is(err, ErrNoSession):
+		return ErrBound
+	case err != nil:
+		return err
+	case b.Level == None && known.Level == None && known.User == b.User && known.alive(g.now()):
+		return nil
+	}
+	return ErrBound
 }
 
 // offer returns the device key that a login request brings and proves to hold,
@@ -152,8 +165,9 @@ func (g *Guard) offer(ctx context.Context, m *proof.Message, now time.Time) (off
 	return offer, on, err
 }
 
-// Revoke ends the session with this ID. Its token is refused from now on. It
-// returns ErrNoSession for a session that was never bound.
+// Revoke ends the session with this ID, with all tokens that [Guard.Rebind] made
+// its. They are refused from now on. It returns ErrNoSession for a session that
+// was never bound.
 func (g *Guard) Revoke(ctx context.Context, session ID) error {
 	rec, found, err := g.cfg.Store.Get(ctx, bindingKey(session))
 	if err != nil {
@@ -165,6 +179,13 @@ func (g *Guard) Revoke(ctx context.Context, session ID) error {
 	b, err := decodeBinding(session, rec)
 	if err != nil {
 		return unavailable("revoke", err)
+	}
+	if b.Root != (ID{}) {
+		// The root's record is asked for with every request of the others. If it
+		// is not there the session is over as it is.
+		if err := g.Revoke(ctx, b.Root); err != nil && !errors.Is(err, ErrNoSession) {
+			return err
+		}
 	}
 	now := g.now()
 	if !b.Ended.IsZero() {
@@ -224,7 +245,8 @@ func (g *Guard) RevokeUser(ctx context.Context, user string) (int, error) {
 }
 
 // Sessions calls yield with every session that is neither over nor revoked, in
-// no particular order, until yield returns false. The store must be a [Lister].
+// no particular order, until yield returns false: each login once, whatever the
+// app has replaced its token by. The store must be a [Lister].
 func (g *Guard) Sessions(ctx context.Context, yield func(*Binding) bool) error {
 	list, ok := g.cfg.Store.(Lister)
 	if !ok {
@@ -236,7 +258,7 @@ func (g *Guard) Sessions(ctx context.Context, yield func(*Binding) bool) error {
 			return true
 		}
 		b, err := decodeBinding(id, rec)
-		if err != nil || !b.alive(g.now()) {
+		if err != nil || !b.alive(g.now()) || b.Root != (ID{}) {
 			return true
 		}
 		return yield(b)

@@ -18,6 +18,8 @@ type session struct {
 	id       ID
 	key      string // of the binding's record; "" if there is none
 	rec      []byte // the record that binding was read from
+	root     string // the key of its root's record; "" if it has none
+	rootRec  []byte // that record; nil if it is not there
 	binding  *Binding
 	slotKeys [slots]string
 	slots    [slots]atomic.Pointer[decodedSlot]
@@ -79,19 +81,56 @@ func (g *Guard) session(ctx context.Context, id ID) (*session, error) {
 	if !found {
 		return nil, nil
 	}
-	if known != nil && bytes.Equal(known.rec, rec) {
+	if known != nil && !bytes.Equal(known.rec, rec) {
+		known = nil
+	}
+	if known != nil && known.root == "" {
 		return known, nil
 	}
+	s, err := readSession(id, key, rec)
+	if err != nil {
+		return nil, err
+	}
+	if s.root != "" {
+		root, _, err := g.cfg.Store.Get(ctx, s.root)
+		if err != nil {
+			return nil, unavailable("binding", err)
+		}
+		if known != nil && bytes.Equal(known.rootRec, root) {
+			return known, nil
+		}
+		s.under(root)
+	}
+	place.Store(s)
+	return s, nil
+}
+
+func readSession(id ID, key string, rec []byte) (*session, error) {
 	b, err := decodeBinding(id, rec)
 	if err != nil {
 		return nil, unavailable("binding", err)
 	}
 	s := &session{id: id, key: key, rec: bytes.Clone(rec), binding: b}
+	if b.Root != (ID{}) {
+		s.root = bindingKey(b.Root)
+	}
 	for slot := range slots {
 		s.slotKeys[slot] = slotKey(id, slot)
 	}
-	place.Store(s)
 	return s, nil
+}
+
+// under ends a session that has ended under the token of its login, or that is
+// not known there any more.
+func (s *session) under(root []byte) {
+	s.rootRec = bytes.Clone(root)
+	b, err := decodeBinding(s.binding.Root, root)
+	switch {
+	case err != nil:
+		s.binding.Ended = s.binding.Created
+	case !b.Ended.IsZero():
+		s.binding.Ended = b.Ended
+	}
 }
 
 // ephemeralKey returns the ephemeral key that a proof names, nil if the session

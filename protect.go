@@ -27,57 +27,74 @@ func (g *Guard) Protect(next http.Handler) http.Handler {
 			g.serveWellKnown(w, r)
 			return
 		}
-		b, body, err := g.checkHTTP(w, r)
+		admitted, err := g.admitRouted(w.Header(), r)
 		if err != nil {
 			Refuse(w, err)
 			return
 		}
-		r = r.WithContext(&boundContext{r.Context(), b})
-		if body != nil {
-			r.Body = body
-		}
-		next.ServeHTTP(w, r)
+		next.ServeHTTP(w, admitted)
 	})
 }
 
 // requests holds Requests between uses.
 var requests = sync.Pool{New: func() any { return new(Request) }}
 
-// checkHTTP decides over a request. body is what the app reads in place of the
-// request's own, nil if that stays.
-func (g *Guard) checkHTTP(w http.ResponseWriter, r *http.Request) (b *Binding, body io.ReadCloser, err error) {
+// admitRouted is Admit under the rule of the request's route.
+func (g *Guard) admitRouted(response http.Header, r *http.Request) (*http.Request, error) {
 	if !incoming.Plain(r) {
-		return nil, nil, &proof.Refusal{Reason: proof.Malformed, Detail: "a target that can be read in two ways"}
+		return nil, errTarget
 	}
 	rule, err := g.rules.of(r)
 	if err != nil {
 		return g.observed(r, rule, err)
 	}
+	return g.Admit(response, r, rule)
+}
+
+var errTarget = &proof.Refusal{Reason: proof.Malformed, Detail: "a target that can be read in two ways"}
+
+// Admit decides over a request under a rule that the caller has chosen, where
+// [Guard.Protect] takes that of the route. It returns the request that the app
+// is to get: its binding is found with [FromContext], and its body holds to the
+// digest that the proof covers. What the client must be told is added to
+// response, the header of the answer, also if the request is refused. The error
+// is a *[proof.Refusal]; answer with [Refuse].
+func (g *Guard) Admit(response http.Header, r *http.Request, rule Rule) (*http.Request, error) {
+	if !incoming.Plain(r) {
+		return nil, errTarget
+	}
 	token, err := g.cfg.Session.Token(r.Header)
 	req := requests.Get().(*Request)
 	defer requests.Put(req)
 	*req = Request{Message: incoming.Message(r), Token: token, tokenErr: err, TLS: r.TLS}
+	if rule.Client != NoClient {
+		req.Client, req.clientErr = g.cfg.Clients.Client(response, r)
+	}
 	if rule.Freshness == BodyHash || req.HasBody && rule.Body != StreamBody {
 		req.Body = func() ([sha256.Size]byte, error) { return incoming.HashBody(r, cmp.Or(rule.Body, g.cfg.MaxBody)) }
 	}
-	b, err = g.Check(r.Context(), req, rule, w.Header())
+	b, err := g.Check(r.Context(), req, rule, response)
 	digest := req.Digest
 	*req = Request{}
-	if digest == nil {
-		return b, nil, err
+	if err != nil {
+		return nil, err
 	}
-	return b, g.streamed(r, *digest, rule), err
+	admitted := r.WithContext(&boundContext{r.Context(), b})
+	if digest != nil {
+		admitted.Body = g.streamed(r, *digest, rule)
+	}
+	return admitted, nil
 }
 
 // observed decides over a request that has no one rule.
-func (g *Guard) observed(r *http.Request, rule Rule, err error) (*Binding, io.ReadCloser, error) {
+func (g *Guard) observed(r *http.Request, rule Rule, err error) (*http.Request, error) {
 	var refusal *proof.Refusal
 	if rule.Mode != Observe || !errors.As(err, &refusal) {
-		return nil, nil, err
+		return nil, err
 	}
 	m := incoming.Message(r)
 	g.log(r.Context(), &m, rule, refusal)
-	return unbound, nil, nil
+	return r.WithContext(&boundContext{r.Context(), unbound}), nil
 }
 
 // streamed returns the body that the app reads as it comes.

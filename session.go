@@ -4,8 +4,11 @@ import (
 	"crypto/sha256"
 	"encoding/base64"
 	"errors"
+	"net/http"
 	"net/url"
+	"strconv"
 	"strings"
+	"time"
 
 	"github.com/limpet-auth/limpet/proof"
 )
@@ -54,6 +57,94 @@ func (s Session) Token(header map[string][]string) (string, error) {
 		return "", ambiguous
 	}
 	return accept(strings.Trim(rest, " "))
+}
+
+// Issued returns the session token that a response sets in the cookie, "" if it
+// sets none; to delete the cookie is to set none. A response with two is refused
+// with a *[proof.Refusal]. Of [Bearer] sessions headers do not tell.
+func (s Session) Issued(header map[string][]string) (token string, err error) {
+	if s.cookie == "" {
+		return "", nil
+	}
+	for _, line := range header["Set-Cookie"] {
+		pair, attributes, _ := strings.Cut(line, ";")
+		// Browsers take "=name=value" for a nameless cookie and send name=value.
+		name, val, _ := strings.Cut(strings.TrimLeft(pair, "= \t"), "=")
+		if !strings.EqualFold(unescape(strings.Trim(name, " \t")), s.cookie) || deletes(attributes) {
+			continue
+		}
+		val = strings.Trim(val, " \t")
+		if plain := s.canonical(val); plain == "" {
+			continue
+		} else if token != "" && plain != s.canonical(token) {
+			return "", ambiguous
+		}
+		token = val
+	}
+	return token, nil
+}
+
+// deletes reports whether a cookie with these attributes is one to be deleted.
+// Max-Age counts before Expires (RFC 6265bis, 5.7), which is taken for past only
+// if it is so by every clock.
+func deletes(attributes string) bool {
+	var expires string
+	for attributes != "" {
+		var attribute string
+		attribute, attributes, _ = strings.Cut(attributes, ";")
+		name, val, _ := strings.Cut(attribute, "=")
+		val = strings.Trim(val, " \t")
+		switch strings.ToLower(strings.Trim(name, " \t")) {
+		case "max-age":
+			if seconds, err := strconv.ParseInt(val, 10, 64); err == nil {
+				return seconds <= 0
+			}
+		case "expires":
+			expires = val
+		}
+	}
+	t, err := http.ParseTime(expires)
+	if err != nil {
+		t, err = time.Parse("Mon, 02-Jan-2006 15:04:05 MST", expires) // as PHP writes it
+	}
+	return err == nil && t.Before(time.Now().Add(-24*time.Hour))
+}
+
+// Remove takes the session token out of a request's headers, in every spelling
+// that [Session.Token] reads or takes for one.
+func (s Session) Remove(header map[string][]string) {
+	if s.cookie == "" {
+		delete(header, "Authorization")
+		return
+	}
+	var lines []string
+	for _, line := range header["Cookie"] {
+		var kept []string
+		for pair := range strings.SplitSeq(line, ";") {
+			name, _, _ := strings.Cut(pair, "=")
+			if !strings.EqualFold(unescape(strings.Trim(name, " \t")), s.cookie) && !s.hidden(pair) {
+				kept = append(kept, strings.Trim(pair, " \t"))
+			}
+		}
+		if len(kept) > 0 {
+			lines = append(lines, strings.Join(kept, "; "))
+		}
+	}
+	delete(header, "Cookie")
+	if lines != nil {
+		header["Cookie"] = lines
+	}
+}
+
+// CookieName returns the name of the cookie, "" for a bearer token.
+func (s Session) CookieName() string { return s.cookie }
+
+// String returns the words that tell where a request carries its session token.
+func (s Session) String() string {
+	if s.cookie != "" {
+		return "cookie " + s.cookie
+	}
+	return "bearer token"
 }
 
 // hasScheme reports whether a scheme is anywhere in a value, in lower case: some

@@ -6,6 +6,7 @@ import (
 	"crypto/tls"
 	"encoding/base64"
 	"errors"
+	"net/http"
 
 	"github.com/limpet-auth/limpet/proof"
 )
@@ -16,6 +17,14 @@ type Tokens interface {
 	// somebody else is a *[proof.Refusal] with reason SessionUnbound; one that
 	// is over, with SessionEnded; if it cannot be told, with Unavailable.
 	Confirm(ctx context.Context, token string) (*proof.Confirmation, error)
+}
+
+// Clients knows clients by a token of the TLS connection that a request comes on.
+type Clients interface {
+	// Client returns the name of the client, or a *[proof.Refusal], and then adds
+	// what the client must be told to response, the header of the answer. It may read the
+	// request's body and put it back.
+	Client(response http.Header, r *http.Request) (id string, err error)
 }
 
 // confirmed returns the session that a request's access token stands for, nil

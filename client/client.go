@@ -9,8 +9,8 @@
 //	resp, err = c.Get("https://app.example.com/me")                // proves
 //
 // A login request carries the public half of a device key made for it. The
-// session token in the answer, a cookie or a JSON "token" or "access_token", is
-// remembered by its SHA-256. Every later request to the same origin that
+// session token in the answer, a cookie or a JSON "token" or "access_token", or
+// what the server says it has bound, is remembered by its SHA-256. Every later request to the same origin that
 // carries the token, put there by a cookie jar or by the caller as
 // "Authorization: Bearer", gets a proof. All other requests pass untouched.
 //
@@ -27,8 +27,9 @@
 // at /.well-known/limpet; a server that does not tell it there either binds
 // nothing, and the device key is deleted.
 //
-// An app that replaces the token of a session after the login leaves the
-// binding behind: the new token is not known here, and not bound there.
+// Where the app replaces the token of a session after the login, in a cookie, and
+// the server carries the binding over and says so, as limpet gateway does, the
+// client goes on with the new one; not on the hw-sign wires, which cannot say it.
 //
 // For tokens of an OAuth authorization server there is [DPoP].
 package client
@@ -181,13 +182,15 @@ func (c *Client) Restore(ctx context.Context, saved Session) error {
 		return fmt.Errorf("limpet: client: restore: unknown wire %.20q", saved.Wire)
 	}
 	s := c.newSession(saved.Origin, saved.Key, on)
+	var tokens []tokenHash
 	for _, text := range saved.Tokens {
 		hash, err := parseHash(text)
 		if err != nil {
 			return fmt.Errorf("limpet: client: restore: %w", err)
 		}
-		s.tokens = append(s.tokens, hash)
+		tokens = append(tokens, hash)
 	}
+	s.tokens.Store(&tokens)
 	if w, ok := s.wire.(*httpsigWire); ok && saved.ID != "" {
 		id, err := parseHash(saved.ID)
 		if err != nil {
@@ -254,9 +257,9 @@ func (c *Client) find(origin string, req *http.Request) *session {
 				return nil
 			}
 		}
-		sum := 0
+		sum, known := 0, s.known()
 		for _, t := range tokens {
-			if slices.Contains(s.tokens, t.hash) {
+			if slices.Contains(known, t.hash) {
 				sum += t.weight
 			}
 		}

@@ -63,7 +63,7 @@ func (w *httpsigWire) offer(out *try, old *session) (sent, error) {
 	}
 	p := &httpsigOffer{wire: w, old: old}
 	if old != nil && w.anonymous {
-		dropTokens(out.Header, old.tokens)
+		dropTokens(out.Header, old.known())
 	}
 	p.challenge = w.begin(out)
 	out.Header[httpsig.DeviceField] = []string{device}
@@ -210,7 +210,7 @@ func (w *httpsigWire) credential(out *try) (id [sha256.Size]byte, inCookie bool)
 		return hashOf(bearer), false
 	}
 	for _, c := range out.Cookies() {
-		if place != nil && strings.EqualFold(c.Name, place.cookie) || place == nil && slices.Contains(w.tokens, hashOf(c.Value)) {
+		if place != nil && strings.EqualFold(c.Name, place.cookie) || place == nil && slices.Contains(w.known(), hashOf(c.Value)) {
 			return hashOf(plainCookie(c.Value)), true
 		}
 	}
@@ -232,11 +232,43 @@ func (p *httpsigProof) answered(resp *http.Response, err error, _ time.Time) err
 		return err
 	}
 	p.wire.site.read(resp)
+	p.wire.follow(resp)
 	// What failed on the way or in the guard's store says nothing of the key.
 	if p.delegated && resp.StatusCode != http.StatusUnauthorized && resp.StatusCode < 500 {
 		p.agreement.known.Store(true)
 	}
 	return nil
+}
+
+// told returns the session that an answer says it has bound, nil if it says none.
+func told(resp *http.Response) *[sha256.Size]byte {
+	text, err := header(resp.Header, httpsig.KeyField)
+	if err != nil || text == "" {
+		return nil
+	}
+	_, id, err := httpsig.ParseServer(text)
+	if err != nil {
+		return nil
+	}
+	return id
+}
+
+// follow goes on with the token that an answer sets, if the server says that it
+// is the session's from now on.
+func (w *httpsigWire) follow(resp *http.Response) {
+	id := told(resp)
+	if id == nil {
+		return
+	}
+	for _, c := range resp.Cookies() {
+		if hashOf(plainCookie(c.Value)) == *id {
+			w.learn(hashOf(c.Value))
+			w.mu.Lock()
+			w.id = id
+			w.mu.Unlock()
+			return
+		}
+	}
 }
 
 func (p *httpsigProof) remedy(reason proof.Reason, resp *http.Response, _ sent) bool {

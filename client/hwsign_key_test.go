@@ -159,7 +159,7 @@ func TestOrigin(t *testing.T) {
 func TestClientDoesNotPrint(t *testing.T) {
 	c := New(nil)
 	s := c.newSession("https://app.example.com", "k", HTTPSig)
-	s.tokens = []tokenHash{hashOf("t")}
+	s.tokens.Store(&[]tokenHash{hashOf("t")})
 	c.add(t.Context(), s)
 	var out strings.Builder
 	slog.New(slog.NewTextHandler(&out, nil)).Info("x", "client", c)

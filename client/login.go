@@ -8,6 +8,7 @@ import (
 	"net/netip"
 	"net/url"
 	"path"
+	"slices"
 	"strings"
 	"time"
 
@@ -89,8 +90,13 @@ func (t *transport) login(old *session, req *http.Request) (*http.Response, erro
 		return s.wire.offer(out, old)
 	})
 	if err == nil {
-		if tokens := learn(resp); len(tokens) > 0 && s.wire.bound(last, resp) {
-			s.tokens = tokens
+		tokens := learn(resp)
+		// The token may be where nobody looks for it: in "data.token" of the answer.
+		if id := told(resp); id != nil && len(tokens) < maxTokens && !slices.Contains(tokens, *id) {
+			tokens = append(tokens, *id)
+		}
+		if len(tokens) > 0 && s.wire.bound(last, resp) {
+			s.tokens.Store(&tokens)
 			c.add(ctx, s)
 			return resp, nil
 		}

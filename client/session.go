@@ -5,6 +5,7 @@ import (
 	"errors"
 	"fmt"
 	"net/http"
+	"slices"
 	"sync"
 	"sync/atomic"
 	"time"
@@ -20,7 +21,7 @@ type session struct {
 	client *Client
 	origin string
 	keyID  string
-	tokens []tokenHash
+	tokens atomic.Pointer[[]tokenHash]
 	site   *site        // shared by the origin's sessions
 	used   atomic.Int64 // when, in unix nanoseconds
 	wire   wire         // how it is proven
@@ -95,9 +96,32 @@ func (c *Client) siteOf(origin string) *site {
 	return newSite(origin)
 }
 
+// known returns the tokens that are the session's.
+func (s *session) known() []tokenHash {
+	if tokens := s.tokens.Load(); tokens != nil {
+		return *tokens
+	}
+	return nil
+}
+
+// learn adds a token that the app goes on with. Of too many the oldest goes.
+func (s *session) learn(token tokenHash) {
+	for {
+		before := s.tokens.Load()
+		known := s.known()
+		if slices.Contains(known, token) {
+			return
+		}
+		after := append(slices.Clone(known[max(0, len(known)+1-maxTokens):]), token)
+		if s.tokens.CompareAndSwap(before, &after) {
+			return
+		}
+	}
+}
+
 func (s *session) describe() Session {
 	d := Session{Origin: s.origin, Key: s.keyID}
-	for _, t := range s.tokens {
+	for _, t := range s.known() {
 		d.Tokens = append(d.Tokens, t.String())
 	}
 	s.mu.Lock()

@@ -82,7 +82,11 @@ func (o *output) String() string {
 
 // start starts `limpet serve` on a port of its own and does not wait for it.
 func start(store string, flags ...string) (*server, error) {
-	args := append([]string{"serve", "--listen", "127.0.0.1:0", "--store", store}, flags...)
+	return startCommand(append([]string{"serve", "--listen", "127.0.0.1:0", "--store", store}, flags...)...)
+}
+
+// startCommand starts a command that serves.
+func startCommand(args ...string) (*server, error) {
 	s := &server{cmd: exec.Command(binary, args...), out: &output{}, done: make(chan struct{})}
 	s.cmd.Stdout, s.cmd.Stderr = s.out, s.out
 	if err := s.cmd.Start(); err != nil {
@@ -103,19 +107,24 @@ func serve(store string, flags ...string) (*server, error) {
 	if err != nil {
 		return nil, err
 	}
+	return s, s.listens()
+}
+
+// listens waits until the server does, or has ended.
+func (s *server) listens() error {
 	ctx, cancel := context.WithTimeout(context.Background(), 20*time.Second)
 	defer cancel()
 	for {
 		if found := listening.FindStringSubmatch(s.out.String()); found != nil {
 			s.url = found[1]
-			return s, nil
+			return nil
 		}
 		select {
 		case <-s.done:
-			return nil, fmt.Errorf("the server ended before it listened: %v\n%s", s.err, s.out)
+			return fmt.Errorf("the server ended before it listened: %v\n%s", s.err, s.out)
 		case <-ctx.Done():
 			s.kill()
-			return nil, fmt.Errorf("the server does not say that it listens:\n%s", s.out)
+			return fmt.Errorf("the server does not say that it listens:\n%s", s.out)
 		case <-time.After(5 * time.Millisecond):
 		}
 	}

@@ -4,6 +4,9 @@
 // packages beneath this one each know one keeper of such keys: softkey an
 // encrypted file, tpmkey a TPM 2.0. Programs ask [Auto] for the best keystore
 // of the machine they run on, or open one by name.
+//
+// Both keepers also keep HMAC keys, for protocols in which two parties share a
+// secret: see [HMACKeystore].
 package hwkey
 
 import (
@@ -17,13 +20,12 @@ import (
 type Level string
 
 const (
-	Hardware Level = "hardware" // the private key exists only inside a security chip
+	Hardware Level = "hardware" // the private key exists only inside a security chip; of an imported secret, this copy
 	Software Level = "software" // the private key is in a file or in memory
 )
 
-// Algorithm names a key type and, with it, the one signature scheme the key is
-// used for. The values are the names that are written to files and shown to
-// people.
+// Algorithm names a key type and, with it, the one scheme the key is used for.
+// The values are the names that are written to files and shown to people.
 type Algorithm string
 
 const (
@@ -37,9 +39,10 @@ type Info struct {
 	ID        string    // names the key within its keystore; safe as a file name
 	Level     Level     // what keeps it
 	Detail    string    // the keeper: "tpm2", "file"
-	Algorithm Algorithm // what it signs with
+	Algorithm Algorithm // what it signs with, or HMACSHA256
 	Label     string    // what its maker called it, such as the server it logs in to; may be empty
 	Created   time.Time // when it was made, to the second
+	Imported  bool      // a secret that came from outside its keeper, so that others may have it; only HMAC keys
 }
 
 // Key is a device key that is ready to sign.
@@ -68,7 +71,8 @@ type Keystore interface {
 	Create(ctx context.Context, opts CreateOptions) (Key, error)
 
 	// Load returns the key with this ID. It returns ErrNotFound if there is
-	// none, and ErrLost if there is but it can never sign again.
+	// none, ErrLost if there is but it can never sign again, and ErrUnsupported
+	// if it is not a key that signs.
 	Load(ctx context.Context, id string) (Key, error)
 
 	// List describes all keys, oldest first.
@@ -87,6 +91,7 @@ var (
 	// is normal; the answer is to log in again.
 	ErrLost = errors.New("hwkey: the key is lost, log in again")
 
-	// ErrUnsupported means the keystore cannot make keys of that algorithm.
-	ErrUnsupported = errors.New("hwkey: algorithm not supported by this keystore")
+	// ErrUnsupported means the keystore cannot make keys of that algorithm, or
+	// that a stored key is of one that the call is not for.
+	ErrUnsupported = errors.New("hwkey: algorithm not supported")
 )

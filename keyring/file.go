@@ -70,12 +70,10 @@ func checkSecret(secret []byte) error {
 	if len(secret) > MaxSecret {
 		return fmt.Errorf("a secret of %d bytes, want at most %d", len(secret), MaxSecret)
 	}
-	for _, c := range secret {
-		if c != secret[0] {
-			return nil
-		}
+	if bytes.Count(secret, secret[:1]) == len(secret) {
+		return errors.New("a secret that is one byte repeated")
 	}
-	return errors.New("a secret that is one byte repeated")
+	return nil
 }
 
 func readFile(path string) ([]*Key, error) {
@@ -106,7 +104,8 @@ func parse(data []byte) ([]*Key, error) {
 	var f file
 	d := json.NewDecoder(bytes.NewReader(data))
 	d.DisallowUnknownFields()
-	if err := d.Decode(&f); err != nil || d.More() {
+	err := d.Decode(&f)
+	if _, end := d.Token(); err != nil || end != io.EOF {
 		return nil, errors.New("it is not a file of keys") // the error could quote a secret
 	}
 	if f.Version != fileVersion {
@@ -176,10 +175,22 @@ func parsePublic(der []byte) (*ecdsa.PublicKey, error) {
 		return nil, errors.New("it is no public key")
 	}
 	public, ok := key.(*ecdsa.PublicKey)
-	if !ok || public.Curve != elliptic.P256() {
-		return nil, errors.New("the public key is not on P-256")
+	if !ok {
+		return nil, errPublic
 	}
-	return public, nil
+	return public, checkPublic(public)
+}
+
+var errPublic = errors.New("the public key is not on P-256")
+
+func checkPublic(key *ecdsa.PublicKey) error {
+	if key.Curve != elliptic.P256() {
+		return errPublic
+	}
+	if _, err := key.Bytes(); err != nil {
+		return errPublic
+	}
+	return nil
 }
 
 func (k *Key) record() (record, error) {
@@ -207,24 +218,32 @@ type List struct {
 func TPMKey(pem []byte) *Key { return &Key{tpm: bytes.Clone(pem)} }
 
 // Add gives a peer its first key, of which Secret, Public or nothing is set (see
-// [TPMKey]).
+// [TPMKey]). The list keeps a copy.
 func (l *List) Add(id string, k *Key) error {
+	if err := check(id, k); err != nil {
+		return prefix(err)
+	}
 	if len(l.of(id)) > 0 {
 		return fmt.Errorf("limpet: keyring: %s has a key: rotate it, or revoke it first", id)
 	}
-	return l.put(id, 1, k)
+	l.put(id, 1, k)
+	return nil
 }
 
 // Rotate gives a peer its next key. The one before stays good, until the next
 // rotation or [List.Retire]; one before that is dropped.
 func (l *List) Rotate(id string, k *Key) error {
+	if err := check(id, k); err != nil {
+		return prefix(err)
+	}
 	of := l.of(id)
 	if len(of) == 0 {
 		return fmt.Errorf("%w: %s", ErrNotFound, id)
 	}
 	newest := of[0]
 	l.keep(func(other *Key) bool { return other.ID != id || other == newest })
-	return l.put(id, newest.Version+1, k)
+	l.put(id, newest.Version+1, k)
+	return nil
 }
 
 // Retire drops all of a peer's keys but the newest.
@@ -260,24 +279,37 @@ func (l *List) keep(good func(*Key) bool) {
 	l.Keys = slices.DeleteFunc(l.Keys, func(k *Key) bool { return !good(k) })
 }
 
-func (l *List) put(id string, version int, k *Key) error {
-	if err := CheckID(id); err != nil {
+func (l *List) put(id string, version int, k *Key) {
+	l.Keys = append(l.Keys, &Key{ID: id, Version: version, Created: time.Now().UTC().Truncate(time.Second),
+		Secret: bytes.Clone(k.Secret), Public: k.Public, tpm: k.tpm})
+}
+
+// check tells what is wrong with a new key of a peer.
+func check(id string, k *Key) error {
+	if err := checkID(id); err != nil {
 		return err
 	}
-	if k.Public == nil && k.tpm == nil {
-		if err := CheckSecret(k.Secret); err != nil {
-			return err
-		}
+	switch {
+	case k.Public != nil && (k.Secret != nil || k.tpm != nil) || k.tpm != nil && k.Secret != nil:
+		return errors.New("two keys in one")
+	case k.Public != nil:
+		return checkPublic(k.Public)
+	case k.tpm != nil && len(k.tpm) == 0:
+		return errors.New("a key in the TPM without its PEM")
+	case k.tpm != nil:
+		return nil
 	}
-	k.ID, k.Version, k.Created = id, version, time.Now().UTC().Truncate(time.Second)
-	l.Keys = append(l.Keys, k)
-	return nil
+	return checkSecret(k.Secret)
 }
 
 // Edit changes a file of keys, which it makes if there is none. No other Edit
 // comes between, on Unix and Windows; servers see the file before or after. If
-// change fails, the file stays as it was.
+// change fails, the file stays as it was. Its owner stays too, and a symbolic link
+// to it stays one.
 func Edit(path string, change func(*List) error) error {
+	if target, err := filepath.EvalSymlinks(path); err == nil {
+		path = target // the servers may know the file by another name
+	}
 	if err := os.MkdirAll(filepath.Dir(path), 0o700); err != nil {
 		return prefix(err)
 	}
@@ -288,6 +320,9 @@ func Edit(path string, change func(*List) error) error {
 	defer lock.Close() // and with it the lock
 	if err := exclusively(lock); err != nil {
 		return prefix(fmt.Errorf("locking %s: %w", path, err))
+	}
+	if err := keepOwner(lock, path); err != nil {
+		return prefix(err)
 	}
 	var l List
 	if l.Keys, err = readFile(path); err != nil && !errors.Is(err, fs.ErrNotExist) {
@@ -313,8 +348,15 @@ func (l *List) write(path string) error {
 	if err != nil {
 		return err
 	}
+	data = append(data, '\n')
 	defer clear(data)
-	return replace(path, append(data, '\n'))
+	if len(data) > maxFile {
+		return fmt.Errorf("the keys are more than %d MiB", maxFile>>20)
+	}
+	if _, err := parse(data); err != nil { // of what a change did by itself
+		return err
+	}
+	return replace(path, data)
 }
 
 // Read returns the keys of a file, by name, newest first.
@@ -337,18 +379,31 @@ func byName(a, b *Key) int {
 	return b.Version - a.Version
 }
 
-// replace writes a file that only its owner can read, whole or not at all.
+// replace writes a file that only its owner can read, whole or not at all. The
+// caller has it locked.
 func replace(path string, data []byte) error {
-	f, err := os.CreateTemp(filepath.Dir(path), ".new-*") // mode 0600
+	unfinished := path + ".new" // one name, so that what a killed program left goes with the next edit
+	if err := os.Remove(unfinished); err != nil && !errors.Is(err, fs.ErrNotExist) {
+		return err
+	}
+	f, err := os.OpenFile(unfinished, os.O_WRONLY|os.O_CREATE|os.O_EXCL, 0o600)
 	if err != nil {
 		return err
 	}
-	defer os.Remove(f.Name())
-	_, err = f.Write(data)
-	if err = errors.Join(err, f.Sync(), f.Close()); err != nil {
-		return err
+	err = keepOwner(f, path) // while there is nothing in it yet
+	if err == nil {
+		_, err = f.Write(data)
 	}
-	return os.Rename(f.Name(), path)
+	if err = errors.Join(err, f.Sync(), f.Close()); err == nil {
+		err = os.Rename(unfinished, path)
+	}
+	if err == nil {
+		err = syncDir(filepath.Dir(path)) // else a power cut could bring a revoked key back
+	}
+	if err != nil {
+		os.Remove(unfinished)
+	}
+	return err
 }
 
 func prefix(err error) error {

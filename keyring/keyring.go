@@ -17,6 +17,7 @@ import (
 	"crypto/sha256"
 	"errors"
 	"fmt"
+	"io"
 	"log/slog"
 	"os"
 	"slices"
@@ -45,14 +46,19 @@ func NewSecret() Secret {
 	return s
 }
 
-// String keeps the secret out of formatted text.
-func (Secret) String() string { return "[secret]" }
+const printed = "[secret]"
 
-// GoString keeps the secret out of %#v.
-func (Secret) GoString() string { return "[secret]" }
+// String keeps the secret out of formatted text.
+func (Secret) String() string { return printed }
+
+// Format is String for every verb: some show bytes.
+func (Secret) Format(f fmt.State, _ rune) { io.WriteString(f, printed) }
 
 // LogValue keeps the secret out of logs.
-func (Secret) LogValue() slog.Value { return slog.StringValue("[secret]") }
+func (Secret) LogValue() slog.Value { return slog.StringValue(printed) }
+
+// MarshalText keeps the secret out of JSON, which logs use too.
+func (Secret) MarshalText() ([]byte, error) { return []byte(printed), nil }
 
 // Key is one key of a peer. One of Secret and Public is set, or neither: then
 // the secret is in the server's TPM.
@@ -67,12 +73,24 @@ type Key struct {
 	key *opened
 }
 
+// String names the key.
+func (k *Key) String() string { return fmt.Sprintf("key %d of %s", k.Version, k.ID) }
+
+// Format is String for every verb.
+func (k *Key) Format(f fmt.State, _ rune) { io.WriteString(f, k.String()) }
+
+// LogValue is String: no log shows the secret.
+func (k *Key) LogValue() slog.Value { return slog.StringValue(k.String()) }
+
 // opened is a key in the TPM, loaded when it is first needed.
 type opened struct {
 	open func(ctx context.Context, pem []byte) (hwkey.HMACKey, error)
+	lock chan struct{} // held while it is loaded; guards what follows
 
-	mu  sync.Mutex
-	key hwkey.HMACKey
+	key    hwkey.HMACKey // nil while it is not loaded
+	users  int
+	closed bool
+	unfit  error // why it never will be
 }
 
 // InTPM reports whether the secret is in the server's TPM.
@@ -89,30 +107,73 @@ func (k *Key) HMAC(ctx context.Context, message []byte) ([]byte, error) {
 	case k.tpm == nil:
 		return nil, errors.New("limpet: keyring: a public key has no HMAC")
 	}
-	k.key.mu.Lock()
-	defer k.key.mu.Unlock()
-	if k.key.key == nil {
-		if k.key.open == nil {
-			return nil, errors.New("limpet: keyring: the secret is in a TPM, and this program uses none")
-		}
-		key, err := k.key.open(ctx, k.tpm)
-		if err != nil {
-			return nil, fmt.Errorf("limpet: keyring: %w", err)
-		}
-		k.key.key = key
+	if k.key == nil || k.key.open == nil {
+		return nil, errors.New("limpet: keyring: the secret is in a TPM, and this program uses none")
 	}
-	sum, err := k.key.key.HMAC(ctx, message)
+	sum, err := k.key.hmac(ctx, k.tpm, message)
 	if err != nil {
 		return nil, fmt.Errorf("limpet: keyring: %w", err)
 	}
 	return sum, nil
 }
 
-// close unloads a key from the TPM. Who uses it yet loads it again.
+// hmac asks the TPM. Others who use the key meanwhile queue at the TPM, where
+// they can be called off.
+func (o *opened) hmac(ctx context.Context, pem, message []byte) ([]byte, error) {
+	key, err := o.load(ctx, pem)
+	if err != nil {
+		return nil, err
+	}
+	defer o.release()
+	return key.HMAC(ctx, message)
+}
+
+// load returns the key, loaded, to one more who uses it.
+func (o *opened) load(ctx context.Context, pem []byte) (hwkey.HMACKey, error) {
+	select {
+	case o.lock <- struct{}{}:
+		defer func() { <-o.lock }()
+	case <-ctx.Done():
+		return nil, context.Cause(ctx)
+	}
+	if o.unfit != nil {
+		return nil, o.unfit
+	}
+	if o.key == nil {
+		key, err := o.open(ctx, pem)
+		if errors.Is(err, hwkey.ErrUnsupported) {
+			// As one with a password, of which each try counts towards the TPM's
+			// lockout, and strangers can have keys tried.
+			o.unfit = err
+		}
+		if err != nil {
+			return nil, err
+		}
+		o.key = key
+	}
+	o.users++
+	return o.key, nil
+}
+
+// release ends a use.
+func (o *opened) release() {
+	o.lock <- struct{}{}
+	defer func() { <-o.lock }()
+	o.users--
+	o.unload()
+}
+
+// close unloads the key from the TPM when nobody uses it any more. From then on
+// it is loaded for each use.
 func (o *opened) close() {
-	o.mu.Lock()
-	defer o.mu.Unlock()
-	if o.key != nil {
+	o.lock <- struct{}{}
+	defer func() { <-o.lock }()
+	o.closed = true
+	o.unload()
+}
+
+func (o *opened) unload() {
+	if o.closed && o.users == 0 && o.key != nil {
 		o.key.Close()
 		o.key = nil
 	}
@@ -133,12 +194,14 @@ type Ring struct {
 	opts Options
 
 	keys       atomic.Pointer[map[string][]*Key]
+	inTPM      atomic.Pointer[Key]
 	generation atomic.Uint64
 	looked     atomic.Int64 // when the file was last looked at, ns since start
 	start      time.Time
 
-	mu   sync.Mutex
-	seen os.FileInfo // of what was read last, or tried
+	mu    sync.Mutex
+	seen  os.FileInfo // of what was read last
+	wrong string      // with what is there now; that is logged
 }
 
 // Open reads a file of keys. On Unix nobody but its owner may have access to it.
@@ -157,6 +220,13 @@ func Open(path string, opts Options) (*Ring, error) {
 func (r *Ring) Lookup(id string) []*Key {
 	r.refresh()
 	return (*r.keys.Load())[id]
+}
+
+// InTPM returns a key of somebody's whose secret is in the server's TPM, nil if
+// there is none: its use takes the time that those take who have theirs there.
+func (r *Ring) InTPM() *Key {
+	r.refresh()
+	return r.inTPM.Load()
 }
 
 // Generation changes whenever a key may have: what was decided with an older one
@@ -180,19 +250,21 @@ func (r *Ring) refresh() {
 	r.mu.Lock()
 	defer r.mu.Unlock()
 	fi, err := os.Stat(r.path)
-	if err == nil && r.seen != nil && os.SameFile(fi, r.seen) && fi.ModTime().Equal(r.seen.ModTime()) && fi.Size() == r.seen.Size() {
-		return
-	}
-	if err != nil && r.seen == nil {
-		return // and was told
-	}
-	r.seen = fi
 	if err == nil {
-		err = r.read()
+		if r.wrong == "" && os.SameFile(fi, r.seen) && fi.ModTime().Equal(r.seen.ModTime()) && fi.Size() == r.seen.Size() {
+			return
+		}
+		// What went wrong is tried again each time: it may have been the file's mode.
+		err = r.read(fi)
 	}
+	wrong := ""
 	if err != nil {
-		r.opts.Logger.Error("limpet: keyring not reloaded; the keys stay as they were", "why", err)
+		wrong = err.Error()
 	}
+	if wrong != "" && wrong != r.wrong {
+		r.opts.Logger.Error("limpet: keyring not reloaded; the keys stay as they were", "why", wrong)
+	}
+	r.wrong = wrong
 }
 
 // Reload reads the file now.
@@ -203,24 +275,29 @@ func (r *Ring) Reload() error {
 	if err != nil {
 		return prefix(err)
 	}
-	r.seen = fi
-	return r.read()
+	return r.read(fi)
 }
 
-// read replaces the keys by those of the file. r.mu is held.
-func (r *Ring) read() error {
+// read replaces the keys by those of the file, which fi was before. r.mu is
+// held.
+func (r *Ring) read(fi os.FileInfo) error {
 	list, err := readFile(r.path)
 	if err != nil {
 		return prefix(err)
 	}
-	loaded := r.loaded()
+	r.seen, r.wrong = fi, ""
+	loaded, kept := r.loaded(), make(map[*opened]bool)
 	keys := make(map[string][]*Key)
+	var inTPM *Key
 	for _, k := range list {
 		if k.tpm != nil {
-			if k.key = loaded[string(k.tpm)]; k.key == nil {
-				k.key = &opened{open: r.opts.OpenTPM}
+			inTPM = k
+			pem := string(k.tpm)
+			if loaded[pem] == nil {
+				loaded[pem] = &opened{open: r.opts.OpenTPM, lock: make(chan struct{}, 1)}
 			}
-			delete(loaded, string(k.tpm))
+			k.key = loaded[pem]
+			kept[k.key] = true
 		}
 		keys[k.ID] = append(keys[k.ID], k)
 	}
@@ -228,9 +305,12 @@ func (r *Ring) read() error {
 		newestFirst(of)
 	}
 	r.keys.Store(&keys)
+	r.inTPM.Store(inTPM)
 	r.generation.Add(1)
 	for _, key := range loaded {
-		key.close()
+		if !kept[key] {
+			go key.close() // which waits for a TPM that is at it
+		}
 	}
 	return nil
 }

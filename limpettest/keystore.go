@@ -23,7 +23,8 @@ import (
 // opens the keystore whose state is in dir, a directory that may not exist yet;
 // two calls with one dir give the same keys. A keystore with a Close method is
 // closed before its dir is opened again. supported are the algorithms that the
-// keystore must do; for the others it must return ErrUnsupported.
+// keystore must do; for the others it must return ErrUnsupported. With
+// hwkey.HMACSHA256 among them it must be an hwkey.HMACKeystore.
 func Keystore(t *testing.T, supported []hwkey.Algorithm, open func(t *testing.T, dir string) hwkey.Keystore) {
 	fresh := func(t *testing.T) (ks hwkey.Keystore, reopen func() hwkey.Keystore) {
 		dir := t.TempDir() + "/keys"
@@ -93,6 +94,16 @@ func Keystore(t *testing.T, supported []hwkey.Algorithm, open func(t *testing.T,
 				t.Errorf("after reopening: %v", err)
 			}
 		})
+	}
+
+	t.Run("HMAC keys do not sign", func(t *testing.T) {
+		ks, _ := fresh(t)
+		_, err := ks.Create(t.Context(), hwkey.CreateOptions{Algorithm: hwkey.HMACSHA256})
+		wantError(t, "Create", err, hwkey.ErrUnsupported)
+		wantIDs(t, ks)
+	})
+	if slices.Contains(supported, hwkey.HMACSHA256) {
+		t.Run("HMAC", func(t *testing.T) { hmacKeystore(t, fresh) })
 	}
 
 	t.Run("default is ECDSAP256", func(t *testing.T) {

@@ -23,6 +23,7 @@ const (
 	SessionUnbound  Reason = "session_unbound"  // the session is not bound, and the route wants a bound one
 	SessionEnded    Reason = "session_ended"    // the session was revoked or is over: log in again
 	LevelTooLow     Reason = "level_too_low"    // the route wants a stronger keeper of the device key
+	NoClient        Reason = "client_required"  // the route wants a client with a token of its TLS connection
 	Unavailable     Reason = "unavailable"      // the guard's store cannot answer: try again later
 )
 
@@ -84,8 +85,10 @@ func (r Reason) Message() string {
 		return "this session is over: log in again"
 	case LevelTooLow:
 		return "this route needs a device key that is kept by hardware"
+	case NoClient:
+		return "this route needs a client with a token of its TLS connection"
 	case Unavailable:
-		return "sessions cannot be checked at the moment: try again"
+		return "this cannot be checked at the moment: try again"
 	}
 	return "refused"
 }

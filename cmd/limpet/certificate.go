@@ -29,11 +29,17 @@ func (r *reloaded) load() error {
 	return nil
 }
 
+// loaded is files that can be loaded again.
+type loaded struct {
+	what string
+	load func() error
+}
+
 func (r *reloaded) get(*tls.ClientHelloInfo) (*tls.Certificate, error) { return r.now.Load(), nil }
 
-// watch loads the certificate on each SIGHUP until stop is called. Files that
-// cannot be loaded change nothing.
-func (r *reloaded) watch(log *slog.Logger) (stop func()) {
+// onHangup loads files on each SIGHUP until stop is called. Files that cannot be
+// loaded change nothing.
+func onHangup(log *slog.Logger, files ...loaded) (stop func()) {
 	hangups := make(chan os.Signal, 1)
 	if hangup != nil {
 		signal.Notify(hangups, hangup)
@@ -46,11 +52,13 @@ func (r *reloaded) watch(log *slog.Logger) (stop func()) {
 				return
 			case <-hangups:
 			}
-			if err := r.load(); err != nil {
-				log.Error("limpet: certificate not reloaded", "why", err)
-				continue
+			for _, f := range files {
+				if err := f.load(); err != nil {
+					log.Error("limpet: "+f.what+" not reloaded", "why", plain(err))
+					continue
+				}
+				log.Info("limpet: " + f.what + " reloaded")
 			}
-			log.Info("limpet: certificate reloaded")
 		}
 	}()
 	return func() { signal.Stop(hangups); close(done) }

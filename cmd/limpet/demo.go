@@ -19,6 +19,7 @@ import (
 	"github.com/spf13/cobra"
 
 	"github.com/limpet-auth/limpet"
+	"github.com/limpet-auth/limpet/channel"
 	"github.com/limpet-auth/limpet/client"
 	"github.com/limpet-auth/limpet/hwkey"
 	"github.com/limpet-auth/limpet/internal/authserver"
@@ -26,7 +27,7 @@ import (
 )
 
 func demoCommand() *cobra.Command {
-	d := demo{out: os.Stdout}
+	d := demo{stage: stage{out: os.Stdout}}
 	cmd := &cobra.Command{
 		Use:   "demo",
 		Short: "log in, be robbed, and see that the loot is worthless",
@@ -44,19 +45,23 @@ the end. The exit code is 0 only if each line of the table came out as told.`,
 		Args: nothing,
 		RunE: func(cmd *cobra.Command, _ []string) error { return d.run(cmd.Context()) },
 	}
-	cmd.Flags().StringVar(&d.keeper.tpm, "tpm", "", "`address` of the TPM: /dev/…, unix:PATH or tcp:HOST:PORT (default: this machine's)")
-	settings(cmd, "tpm")
+	d.keeper.tpmFlag(cmd)
 	return cmd
 }
 
 type demo struct {
+	stage
 	keeper keeper      // of the owner's keys
 	rule   limpet.Rule // the server's; tests break a defence with it
-	out    io.Writer
 
-	base    *url.URL // of the server
-	token   string
-	line    wiretap // between the owner and the server
+	base  *url.URL // of the server
+	token string
+	line  wiretap // between the owner and the server
+}
+
+// stage is what demos are played on.
+type stage struct {
+	out     io.Writer
 	results []result
 }
 
@@ -64,7 +69,7 @@ type demo struct {
 type result struct {
 	who, tried string
 	want, got  outcome
-	weak       bool // it should not be so, and is: the wire cannot prevent it
+	weak       bool // it should not be so, and is: the protocol cannot prevent it
 }
 
 // outcome is a status and the reason of a refusal.
@@ -75,12 +80,12 @@ type outcome struct {
 
 func (o outcome) String() string {
 	if o.code == 0 {
-		return "no answer"
+		return cmp.Or(string(o.reason), "no answer")
 	}
 	return fmt.Sprintf("%d %s", o.code, cmp.Or(string(o.reason), http.StatusText(o.code)))
 }
 
-func (d *demo) printf(format string, args ...any) { fmt.Fprintf(d.out, format, args...) }
+func (s *stage) printf(format string, args ...any) { fmt.Fprintf(s.out, format, args...) }
 
 func (d *demo) run(ctx context.Context) (err error) {
 	dir, err := os.MkdirTemp("", "limpet-demo-") // mode 0700
@@ -100,7 +105,8 @@ func (d *demo) run(ctx context.Context) (err error) {
 	if err != nil {
 		return fmt.Errorf("demo: %w", err)
 	}
-	return d.table()
+	return d.table("All %d lines came out as told: a stolen session is worth nothing elsewhere.\n" +
+		"The one marked weak is the hw-sign wire's; limpet login uses it only with --wire hw-sign.\n")
 }
 
 // serve starts the auth server.
@@ -129,7 +135,7 @@ func (d *demo) serve(path string) (stop func(), err error) {
 
 func (d *demo) play(ctx context.Context, dir string) error {
 	d.keeper.dir = filepath.Join(dir, "owner")
-	keys, err := d.keystore(ctx)
+	keys, err := d.keystore(ctx, &d.keeper, "Alice's device key")
 	if err != nil {
 		return err
 	}
@@ -180,31 +186,34 @@ func (d *demo) hwSign(ctx context.Context, keys hwkey.Keystore, password []byte)
 	d.try(ctx, owner, "owner", "a request on hw-sign", admitted, d.request(http.MethodGet, "/authenticated", ""))
 	_, err = d.hold(ctx, owner, d.request(http.MethodPost, "/echo/pay?to=bob", payment), func(caught message) bool {
 		moved := caught.altered(func(m *message) { m.target = "/echo/other?to=mallory" })
-		_, got := d.send(ctx, new(http.Client), moved)
+		_, got := send(ctx, new(http.Client), d.base, moved)
 		d.note(result{"thief", "an unspent hw-sign proof, on another path", admitted, got, true})
 		return true
 	})
 	return err
 }
 
-var admitted = outcome{code: 200}
+var (
+	admitted = outcome{code: 200}
+	stopped  = outcome{reason: "stopped by the client"} // which found that its token can be of no use
+)
 
 const payment = `{"amount":1}`
 
 // keystore opens the best keystore of this machine and tells why it is that one.
-func (d *demo) keystore(ctx context.Context) (hwkey.Keystore, error) {
-	list, err := d.keeper.candidates(keyAuto)
+func (s *stage) keystore(ctx context.Context, k *keeper, what string) (hwkey.Keystore, error) {
+	list, err := k.candidates(keyAuto)
 	if err != nil {
 		return nil, err
 	}
 	// A keyring would keep an entry for a directory that is gone.
-	list[1] = softCandidate(d.keeper.softDir())
+	list[1] = softCandidate(k.softDir())
 	keys, findings, err := hwkey.Auto(ctx, list...)
-	d.printf("\nWhat could keep Alice's device key:\n")
+	s.printf("\nWhat could keep %s:\n", what)
 	for _, f := range findings {
-		d.printf("  %s\n", plain(errors.New(f.String())))
+		s.printf("  %s\n", plain(errors.New(f.String())))
 		if f.Chosen && f.Level == hwkey.Software {
-			d.printf("  Software keys are worth less: who copies the key file too, has the session.\n")
+			s.printf("  Software keys are worth less: who copies the key file too, has the key.\n")
 		}
 	}
 	return keys, err
@@ -218,31 +227,37 @@ func (d *demo) request(method, target, body string) message {
 
 // try makes a request and notes what came of it.
 func (d *demo) try(ctx context.Context, c *http.Client, who, tried string, want outcome, m message) *http.Response {
-	resp, got := d.send(ctx, c, m)
+	resp, got := send(ctx, c, d.base, m)
 	d.note(result{who: who, tried: tried, want: want, got: got})
 	return resp
 }
 
-func (d *demo) note(r result) {
-	d.results = append(d.results, r)
+func (s *stage) note(r result) {
+	s.results = append(s.results, r)
 	what := "admitted"
 	if r.got.code > 299 {
-		what = "refused: " + r.got.reason.Message()
+		what = "refused"
+		if r.got.reason != proof.NoClient { // which is all that a channel's peer is told
+			what += ": " + r.got.reason.Message()
+		}
 	}
 	if r.got.code == 0 {
-		what = "no answer"
+		what = r.got.String()
 	}
-	d.printf("  %-5s  %-50s  %s\n", r.who, r.tried, what)
+	s.printf("  %-5s  %-50s  %s\n", r.who, r.tried, what)
 }
 
 // send sends a request. The answer's body is read, and can be read again.
-func (d *demo) send(ctx context.Context, c *http.Client, m message) (*http.Response, outcome) {
-	req, err := http.NewRequestWithContext(ctx, m.method, d.base.String()+m.target, bytes.NewReader(m.body))
+func send(ctx context.Context, c *http.Client, base *url.URL, m message) (*http.Response, outcome) {
+	req, err := http.NewRequestWithContext(ctx, m.method, base.String()+m.target, bytes.NewReader(m.body))
 	if err != nil {
 		return nil, outcome{}
 	}
 	req.Host, req.Header = m.host, m.header.Clone()
 	resp, err := c.Do(req)
+	if errors.Is(err, channel.ErrTLSElsewhere) {
+		return nil, stopped
+	}
 	if err != nil {
 		return nil, outcome{}
 	}
@@ -253,13 +268,14 @@ func (d *demo) send(ctx context.Context, c *http.Client, m message) (*http.Respo
 	return resp, got
 }
 
-// table prints the results, and fails unless all are as they should be.
-func (d *demo) table() error {
-	d.printf("\n")
-	w := tabwriter.NewWriter(d.out, 0, 0, 2, ' ', 0)
+// table prints the results, and fails unless all are as they should be. The last
+// words are told how many there are.
+func (s *stage) table(last string) error {
+	s.printf("\n")
+	w := tabwriter.NewWriter(s.out, 0, 0, 2, ' ', 0)
 	fmt.Fprintln(w, "WHO\tTRIED\tEXPECTED\tHAPPENED\t")
 	wrong := 0
-	for _, r := range d.results {
+	for _, r := range s.results {
 		mark := "ok"
 		switch {
 		case r.want != r.got:
@@ -274,10 +290,9 @@ func (d *demo) table() error {
 		return fmt.Errorf("demo: %w", err)
 	}
 	if wrong > 0 {
-		d.printf("\n%d of %d lines did not come out as told.\n", wrong, len(d.results))
+		s.printf("\n%d of %d lines did not come out as told.\n", wrong, len(s.results))
 		return silent(exitFailure)
 	}
-	d.printf("\nAll %d lines came out as told: a stolen session is worth nothing elsewhere.\n"+
-		"The one marked weak is the hw-sign wire's; limpet login uses it only with --wire hw-sign.\n", len(d.results))
+	s.printf("\n"+last, len(s.results))
 	return nil
 }

@@ -6,11 +6,13 @@ import (
 	"bytes"
 	"context"
 	"errors"
+	"net/http"
 	"os"
 	"strings"
 	"testing"
 
 	"github.com/limpet-auth/limpet"
+	"github.com/limpet-auth/limpet/channel"
 )
 
 // TestDemoTellsBrokenDefences: the demo is a check, not a show.
@@ -31,7 +33,41 @@ func TestDemoTellsBrokenDefences(t *testing.T) {
 		t.Run(c.name, func(t *testing.T) {
 			t.Setenv("TMPDIR", t.TempDir())
 			var out bytes.Buffer
-			err := (&demo{keeper: keeper{tpm: noTPM}, rule: c.rule, out: &out}).run(t.Context())
+			err := (&demo{keeper: keeper{tpm: noTPM}, rule: c.rule, stage: stage{out: &out}}).run(t.Context())
+			if !errors.Is(err, silent(exitFailure)) {
+				t.Errorf("error %v, want exit code 1", err)
+			}
+			for _, words := range c.wrong {
+				if !marked(out.String(), words) {
+					t.Errorf("the line %q is not marked", words)
+				}
+			}
+			if t.Failed() {
+				t.Logf("%s", &out)
+			}
+			empty(t)
+		})
+	}
+}
+
+// TestChannelDemoTellsBrokenDefences: so is that one.
+func TestChannelDemoTellsBrokenDefences(t *testing.T) {
+	for _, c := range []struct {
+		name    string
+		protect func(*channel.Server, http.Handler) http.Handler
+		wrong   []string
+	}{
+		{"nothing is refused", func(_ *channel.Server, next http.Handler) http.Handler {
+			return http.HandlerFunc(func(http.ResponseWriter, *http.Request) {})
+		}, []string{"the token, on HTTP/2", "the token, on HTTP/1.1", "the JWT, on HTTP/2", "the JWE, on HTTP/1.1", "made with another secret",
+			"through the proxy", "hides the fingerprint", "without a MAC", "on another method", "on another query", "on another body", "once more", "within two seconds"}},
+		{"nobody is admitted", func(*channel.Server, http.Handler) http.Handler { return http.NotFoundHandler() },
+			[]string{"a token, on HTTP/2", "a JWT", "its token meanwhile", "valid, and unspent till now", "a request with a MAC"}},
+	} {
+		t.Run(c.name, func(t *testing.T) {
+			t.Setenv("TMPDIR", t.TempDir())
+			var out bytes.Buffer
+			err := (&channelDemo{stage: stage{out: &out}, keeper: keeper{tpm: noTPM}, protect: c.protect}).run(t.Context())
 			if !errors.Is(err, silent(exitFailure)) {
 				t.Errorf("error %v, want exit code 1", err)
 			}
@@ -83,7 +119,20 @@ func TestDemoInterrupted(t *testing.T) {
 		"What hw-sign", "unspent hw-sign proof"} {
 		t.Setenv("TMPDIR", t.TempDir())
 		ctx, cancel := context.WithCancel(t.Context())
-		err := (&demo{keeper: keeper{tpm: noTPM}, out: stopAt{words, cancel}}).run(ctx)
+		err := (&demo{keeper: keeper{tpm: noTPM}, stage: stage{out: stopAt{words, cancel}}}).run(ctx)
+		if err == nil || err.Error() != "demo: interrupted" {
+			t.Errorf("at %q: error %v", words, err)
+		}
+		empty(t)
+	}
+}
+
+func TestChannelDemoInterrupted(t *testing.T) {
+	for _, words := range []string{"listens on", "the client's secret", "client works", "a JWT", "A thief", "the JWE, on HTTP/2", "through the proxy",
+		"shares its connection", "without a MAC", "is revoked", "within two seconds"} {
+		t.Setenv("TMPDIR", t.TempDir())
+		ctx, cancel := context.WithCancel(t.Context())
+		err := (&channelDemo{stage: stage{out: stopAt{words, cancel}}, keeper: keeper{tpm: noTPM}, protect: (*channel.Server).Protect}).run(ctx)
 		if err == nil || err.Error() != "demo: interrupted" {
 			t.Errorf("at %q: error %v", words, err)
 		}

@@ -31,9 +31,14 @@ type keeper struct {
 }
 
 func (k *keeper) flags(cmd *cobra.Command) {
-	cmd.Flags().StringVar(&k.tpm, "tpm", "", "`address` of the TPM: /dev/…, unix:PATH or tcp:HOST:PORT (default: this machine's)")
+	k.tpmFlag(cmd)
 	cmd.Flags().StringVar(&k.passphraseFile, "passphrase-file", "", "`file` with the passphrase of software keys, - for standard input\n(default: the desktop's keyring, or a key file beside the keys)")
-	settings(cmd, "tpm", "passphrase-file")
+	settings(cmd, "passphrase-file")
+}
+
+func (k *keeper) tpmFlag(cmd *cobra.Command) {
+	cmd.Flags().StringVar(&k.tpm, "tpm", "", "`address` of the TPM: /dev/…, unix:PATH or tcp:HOST:PORT (default: this machine's)")
+	settings(cmd, "tpm")
 }
 
 func (k *keeper) softDir() string { return filepath.Join(k.dir, "keys", "soft") }

@@ -93,7 +93,7 @@ func (l *login) run(ctx context.Context) error {
 	c := client.New(keys)
 	c.Wire = wires[l.wire]
 	defer c.Close()
-	httpClient := newHTTPClient(c)
+	httpClient := newHTTPClient(c.Transport(newTransport()))
 	if l.register {
 		if _, err := postCredentials(ctx, httpClient, base.JoinPath("register"), l.user, password); err != nil {
 			return fmt.Errorf("register: %w", err)
@@ -226,6 +226,7 @@ var hints = map[string]string{
 	"level_too_low":    "log in with --key tpm",
 
 	"challenge_required": "hw-sign cannot do that: log in with --wire httpsig",
+	"client_required":    "that is for programs: limpet channel get",
 	"channel_required":   "that takes https and limpet login --wire httpsig",
 }
 

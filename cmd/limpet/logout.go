@@ -70,7 +70,7 @@ func (l *logout) run(ctx context.Context) error {
 	if err := c.Restore(ctx, s.Session); err != nil {
 		return err
 	}
-	switch err := s.endAtServer(ctx, newHTTPClient(c)); {
+	switch err := s.endAtServer(ctx, newHTTPClient(c.Transport(newTransport()))); {
 	case errors.Is(err, client.ErrKeyGone):
 		note("the device key is lost; at the server the session ends when its time is over")
 	case errors.Is(err, errOver):

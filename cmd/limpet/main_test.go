@@ -8,14 +8,22 @@ import (
 	"crypto/ecdsa"
 	"crypto/elliptic"
 	"crypto/rand"
+	"crypto/tls"
 	"crypto/x509"
 	"encoding/pem"
+	"errors"
 	"fmt"
+	"io"
 	"math/big"
 	"net"
+	"net/http"
+	"net/http/httptest"
+	"net/http/httputil"
+	"net/url"
 	"os"
 	"os/exec"
 	"regexp"
+	"slices"
 	"strconv"
 	"strings"
 	"syscall"
@@ -44,21 +52,42 @@ func TestScript(t *testing.T) {
 				env.Setenv(dir, env.WorkDir+"/"+strings.ToLower(dir))
 			}
 			env.Setenv("LIMPET_TPM", noTPM)
+			env.Setenv("GORACE", "atexit_sleep_ms=20") // not a second for each command
 			env.Values["servers"] = make(map[string]*server)
 			return nil
 		},
 		Cmds: map[string]func(*testscript.TestScript, bool, []string){
-			"code":   cmdCode,
-			"server": cmdServer,
-			"signal": cmdSignal,
-			"mode":   cmdMode,
-			"cert":   cmdCert,
+			"code":    cmdCode,
+			"server":  func(ts *testscript.TestScript, _ bool, args []string) { startServer(ts, args, "serve") },
+			"gateway": func(ts *testscript.TestScript, _ bool, args []string) { startServer(ts, args, "gateway") },
+			"daemon":  cmdDaemon,
+			"echo":    cmdEcho,
+			"ask":     cmdAsk,
+			"channel": func(ts *testscript.TestScript, _ bool, args []string) { startServer(ts, args, "channel", "serve") },
+			"proxy":   cmdProxy,
+			"signal":  cmdSignal,
+			"mode":    cmdMode,
+			"cert":    cmdCert,
+			"setfrom": func(ts *testscript.TestScript, _ bool, args []string) { // FILE NAME PATTERN
+				found := regexp.MustCompile(args[2]).FindStringSubmatch(ts.ReadFile(args[0]))
+				if found == nil {
+					ts.Fatalf("%s is not in %s", args[2], args[0])
+				}
+				ts.Setenv(args[1], found[1])
+			},
 			// redis starts a Redis with the password "open sesame": its address is $REDIS.
 			"redis": func(ts *testscript.TestScript, _ bool, _ []string) {
 				ts.Setenv("REDIS", limpettest.Redis(t, "--requirepass", "open sesame"))
 			},
+			"sleep": func(ts *testscript.TestScript, _ bool, args []string) {
+				d, err := time.ParseDuration(args[0])
+				ts.Check(err)
+				time.Sleep(d)
+			},
 			"swtpm": func(ts *testscript.TestScript, _ bool, args []string) {
-				ts.Setenv("TPM", limpettest.SoftTPMAt(t, args[0]))
+				addr := limpettest.SoftTPMAt(t, args[0])
+				ts.Setenv("TPM", addr)
+				ts.Setenv("TPM2TOOLS_TCTI", "swtpm:path="+strings.TrimPrefix(addr, "unix:"))
 			},
 		},
 	})
@@ -84,7 +113,7 @@ func cmdCode(ts *testscript.TestScript, _ bool, args []string) {
 }
 
 func environ(ts *testscript.TestScript) (env []string) {
-	for _, name := range []string{"HOME", "XDG_STATE_HOME", "XDG_CONFIG_HOME", "PATH", "TMPDIR", "GOCOVERDIR",
+	for _, name := range []string{"HOME", "XDG_STATE_HOME", "XDG_CONFIG_HOME", "PATH", "TMPDIR", "GOCOVERDIR", "GORACE",
 		"LIMPET_CONFIG", "LIMPET_TPM", "LIMPET_STORE", "LIMPET_LISTEN", "LIMPET_USER", "LIMPET_CHALLENGE", "LIMPET_CHANNEL", "CREDENTIALS_DIRECTORY", "SSL_CERT_FILE"} {
 		if v := ts.Getenv(name); v != "" {
 			env = append(env, name+"="+v)
@@ -101,14 +130,24 @@ type server struct {
 
 var listening = regexp.MustCompile(`listening on (\S+)`)
 
-// cmdServer starts limpet serve on a free port: server NAME [FLAG...]. $NAME
-// becomes its URL.
-func cmdServer(ts *testscript.TestScript, _ bool, args []string) {
+// startServer starts limpet serve, gateway or channel serve on a free port: server
+// NAME [FLAG...]. $NAME becomes its URL.
+func startServer(ts *testscript.TestScript, args []string, command ...string) {
+	cmdDaemon(ts, false, slices.Concat(args[:1], command, []string{"--listen", "127.0.0.1:0"}, args[1:]))
+}
+
+// cmdDaemon starts limpet, which listens: daemon NAME [ARG...]. $NAME becomes where.
+// Its output goes to the file NAME.
+func cmdDaemon(ts *testscript.TestScript, _ bool, args []string) {
 	path, err := exec.LookPath("limpet")
 	ts.Check(err)
-	s := &server{cmd: exec.Command(path, append([]string{"serve", "--listen", "127.0.0.1:0"}, args[1:]...)...), log: new(bytes.Buffer), done: make(chan struct{})}
+	s := &server{cmd: exec.Command(path, args[1:]...), log: new(bytes.Buffer), done: make(chan struct{})}
 	s.cmd.Args[0] = "limpet"
 	s.cmd.Dir, s.cmd.Env = ts.MkAbs("."), environ(ts)
+	stdout, err := os.Create(ts.MkAbs(args[0]))
+	ts.Check(err)
+	defer stdout.Close()
+	s.cmd.Stdout = stdout
 	stderr, err := s.cmd.StderrPipe()
 	ts.Check(err)
 	ts.Check(s.cmd.Start())
@@ -142,7 +181,9 @@ var signals = map[string]syscall.Signal{"INT": syscall.SIGINT, "TERM": syscall.S
 // for the end, which is orderly but for KILL; the log goes to the file log.
 func cmdSignal(ts *testscript.TestScript, _ bool, args []string) {
 	s := ts.Value("servers").(map[string]*server)[args[0]]
-	ts.Check(s.cmd.Process.Signal(signals[args[1]]))
+	if err := s.cmd.Process.Signal(signals[args[1]]); !errors.Is(err, os.ErrProcessDone) {
+		ts.Check(err)
+	}
 	if args[1] == "HUP" {
 		return
 	}
@@ -155,6 +196,21 @@ func cmdSignal(ts *testscript.TestScript, _ bool, args []string) {
 		ts.Fatalf("exit code %d\n%s", code, s.log)
 	}
 	ts.Check(os.WriteFile(ts.MkAbs("log"), s.log.Bytes(), 0o600))
+}
+
+// cmdProxy starts a proxy that ends TLS before a server: proxy NAME URL CERT. $NAME
+// becomes its URL, CERT its certificate.
+func cmdProxy(ts *testscript.TestScript, _ bool, args []string) {
+	server, err := url.Parse(args[1])
+	ts.Check(err)
+	proxy := httptest.NewTLSServer(&httputil.ReverseProxy{
+		Rewrite:   func(r *httputil.ProxyRequest) { r.SetURL(server) },
+		Transport: &http.Transport{TLSClientConfig: &tls.Config{InsecureSkipVerify: true}},
+	})
+	ts.Defer(proxy.Close)
+	ts.Setenv(args[0], proxy.URL)
+	cert := pem.EncodeToMemory(&pem.Block{Type: "CERTIFICATE", Bytes: proxy.Certificate().Raw})
+	ts.Check(os.WriteFile(ts.MkAbs(args[2]), cert, 0o600))
 }
 
 // cmdMode checks permissions: mode 0600 FILE...
@@ -185,5 +241,39 @@ func cmdCert(ts *testscript.TestScript, _ bool, args []string) {
 	ts.Check(err)
 	for i, block := range []pem.Block{{Type: "CERTIFICATE", Bytes: cert}, {Type: "PRIVATE KEY", Bytes: der}} {
 		ts.Check(os.WriteFile(ts.MkAbs(args[i]), pem.EncodeToMemory(&block), 0o600))
+	}
+}
+
+// cmdEcho starts a TCP server that sends back what it got: echo NAME. $NAME becomes
+// its address.
+func cmdEcho(ts *testscript.TestScript, _ bool, args []string) {
+	l, err := net.Listen("tcp", "127.0.0.1:0")
+	ts.Check(err)
+	ts.Defer(func() { l.Close() })
+	ts.Setenv(args[0], l.Addr().String())
+	go func() {
+		for {
+			c, err := l.Accept()
+			if err != nil {
+				return
+			}
+			go func() { io.Copy(c, c); c.Close() }()
+		}
+	}()
+}
+
+// cmdAsk sends a text over TCP, half-closes and wants it back: ask ADDRESS TEXT.
+// With ! it wants nothing back.
+func cmdAsk(ts *testscript.TestScript, neg bool, args []string) {
+	c, err := net.Dial("tcp", args[0])
+	ts.Check(err)
+	defer c.Close()
+	c.SetDeadline(time.Now().Add(10 * time.Second))
+	_, err = io.WriteString(c, args[1])
+	ts.Check(err)
+	c.(*net.TCPConn).CloseWrite()
+	got, err := io.ReadAll(c)
+	if (string(got) == args[1]) == neg || neg && len(got) > 0 {
+		ts.Fatalf("it answers %q, %v", got, err)
 	}
 }

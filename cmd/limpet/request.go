@@ -13,13 +13,19 @@ import (
 )
 
 type request struct {
+	call   call
+	user   string
+	keeper keeper
+}
+
+// call is an HTTP request as flags like curl's describe it.
+type call struct {
 	method  string
 	data    string
+	hasData bool
 	headers []string
 	output  string
 	include bool
-	user    string
-	keeper  keeper
 }
 
 const maxData = 64 << 20 // bytes of a request's body, which is kept to be sent again
@@ -42,23 +48,31 @@ exit code is 22.`,
 		Args: exactly(1, "one URL"),
 		RunE: func(cmd *cobra.Command, args []string) error { return r.run(cmd, args[0]) },
 	}
-	f := cmd.Flags()
-	f.StringVarP(&r.method, "request", "X", "", "`method` (default GET, or POST with -d)")
-	f.StringVarP(&r.data, "data", "d", "", "`body`; @FILE takes it from a file as it is, @- from standard input")
-	f.StringArrayVarP(&r.headers, "header", "H", nil, "header line, as `'Name: value'`; can be repeated")
-	f.StringVarP(&r.output, "output", "o", "", "`file` to write the body to")
-	f.BoolVarP(&r.include, "include", "i", false, "write the status line and headers too")
-	f.StringVar(&r.user, "user", "", "user `name`, if several are logged in at the server (default: the latest)")
+	r.call.flags(cmd)
+	cmd.Flags().StringVar(&r.user, "user", "", "user `name`, if several are logged in at the server (default: the latest)")
 	settings(cmd, "user")
 	r.keeper.flags(cmd)
 	return cmd
 }
 
+func (c *call) flags(cmd *cobra.Command) {
+	f := cmd.Flags()
+	f.StringVarP(&c.method, "request", "X", "", "`method` (default GET, or POST with -d)")
+	f.StringVarP(&c.data, "data", "d", "", "`body`; @FILE takes it from a file as it is, @- from standard input")
+	f.StringArrayVarP(&c.headers, "header", "H", nil, "header line, as `'Name: value'`; can be repeated")
+	f.StringVarP(&c.output, "output", "o", "", "`file` to write the body to")
+	f.BoolVarP(&c.include, "include", "i", false, "write the status line and headers too")
+}
+
 func (r *request) run(cmd *cobra.Command, target string) error {
 	ctx := cmd.Context()
-	req, err := r.build(ctx, target, cmd.Flags().Changed("data"))
+	r.call.hasData = cmd.Flags().Changed("data")
+	req, err := r.call.build(ctx, target)
 	if err != nil {
 		return err
+	}
+	if len(req.Header["Authorization"]) > 0 {
+		return usage("the session's token is the Authorization header")
 	}
 	state, err := stateDir()
 	if err != nil {
@@ -79,58 +93,58 @@ func (r *request) run(cmd *cobra.Command, target string) error {
 	if err != nil {
 		return fmt.Errorf("request: %w", withoutURL(err))
 	}
+	return r.call.answer(resp)
+}
+
+// answer writes the answer, and fails if its status is 400 or above.
+func (c *call) answer(resp *http.Response) error {
 	defer resp.Body.Close()
 	failure := error(nil)
 	if resp.StatusCode >= 400 {
-		failure = refused(resp) // before the body is read
+		failure = &httpError{refused(resp)} // before the body is read
 	}
-	if err := r.write(resp); err != nil {
-		return fmt.Errorf("request: %w", err)
+	if err := c.write(resp); err != nil {
+		return fmt.Errorf("answer: %w", err)
 	}
-	if failure != nil {
-		return &httpError{failure}
-	}
-	return nil
+	return failure
 }
 
-func (r *request) build(ctx context.Context, target string, hasData bool) (*http.Request, error) {
+func (c *call) build(ctx context.Context, target string) (*http.Request, error) {
 	u, err := serverURL(target)
 	if err != nil {
 		return nil, err
 	}
-	method, body := r.method, []byte(r.data)
+	method, body := c.method, []byte(c.data)
 	if method == "" {
 		method = http.MethodGet
-		if hasData {
+		if c.hasData {
 			method = http.MethodPost
 		}
 	}
-	if path, ok := strings.CutPrefix(r.data, "@"); ok {
+	if path, ok := strings.CutPrefix(c.data, "@"); ok {
 		if body, err = readBounded(path, maxData); err != nil {
 			return nil, fmt.Errorf("data: %w", err)
 		}
 	}
 	var reader io.Reader
-	if hasData {
+	if c.hasData {
 		reader = bytes.NewReader(body)
 	}
 	req, err := http.NewRequestWithContext(ctx, method, u.String(), reader)
 	if err != nil {
 		return nil, usage("%.40q is not a method", method)
 	}
-	if hasData {
+	if c.hasData {
 		req.Header.Set("Content-Type", "application/x-www-form-urlencoded")
 	}
 	req.Header.Set("User-Agent", "limpet/"+versionText())
 	seen := make(map[string]bool)
-	for _, line := range r.headers {
+	for _, line := range c.headers {
 		name, value, ok := strings.Cut(line, ":")
 		if name = http.CanonicalHeaderKey(strings.TrimSpace(name)); !ok || name == "" {
 			return nil, usage("-H wants 'Name: value'")
 		}
 		switch value = strings.TrimSpace(value); {
-		case name == "Authorization":
-			return nil, usage("the session's token is the Authorization header")
 		case name == "Host":
 			req.Host = value
 		case seen[name]:
@@ -144,10 +158,10 @@ func (r *request) build(ctx context.Context, target string, hasData bool) (*http
 }
 
 // write writes the answer to where the user wants it.
-func (r *request) write(resp *http.Response) (err error) {
+func (c *call) write(resp *http.Response) (err error) {
 	out := os.Stdout
-	if r.output != "" && r.output != "-" {
-		if out, err = os.Create(r.output); err != nil {
+	if c.output != "" && c.output != "-" {
+		if out, err = os.Create(c.output); err != nil {
 			return err
 		}
 		defer func() {
@@ -156,7 +170,7 @@ func (r *request) write(resp *http.Response) (err error) {
 			}
 		}()
 	}
-	if r.include {
+	if c.include {
 		fmt.Fprintf(out, "%s %s\r\n", resp.Proto, resp.Status)
 		resp.Header.Write(out)
 		fmt.Fprint(out, "\r\n")

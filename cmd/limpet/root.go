@@ -34,14 +34,21 @@ a copied session token is worthless anywhere else.
 
   limpet demo      shows what that means, in a minute
   limpet serve     runs the reference auth server
+  limpet gateway   stands in front of an app that knows nothing of it
   limpet login     logs in to one, with a key of this device
   limpet request   makes requests that prove possession of the key
+  limpet handshake authenticates both ends of TCP connections
+
+Programs, which have no user to log in, get tokens that live for one connection:
+
+  limpet channel   serves and makes requests with them
+  limpet tpm       keeps their secrets in the TPM
 
 Settings come from flags, then from environment variables (--log-level is
 LIMPET_LOG_LEVEL), then from a YAML file (log-level: debug), by default
-$XDG_CONFIG_HOME/limpet/config.yaml. Passwords and passphrases come from files
-or the terminal, never from flags or the environment: other programs of the
-same user can read those.
+$XDG_CONFIG_HOME/limpet/config.yaml. Passwords, passphrases and shared secrets
+come from files or the terminal, never from flags or the environment: other
+programs of the same user can read those.
 `+exitHelp)
 	root.SilenceErrors, root.SilenceUsage = true, true
 	root.SetFlagErrorFunc(func(_ *cobra.Command, err error) error { return &usageError{err} })
@@ -50,10 +57,14 @@ same user can read those.
 	root.AddCommand(
 		demoCommand(),
 		serveCommand(),
+		gatewayCommand(),
 		loginCommand(),
 		requestCommand(),
 		logoutCommand(),
 		keyCommand(),
+		channelCommand(),
+		tpmCommand(),
+		handshakeCommand(),
 		sessionCommand(),
 		doctorCommand(),
 		manCommand(),

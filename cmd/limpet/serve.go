@@ -5,7 +5,6 @@ import (
 	"crypto/tls"
 	"errors"
 	"fmt"
-	"io"
 	"log/slog"
 	"net"
 	"net/http"
@@ -153,7 +152,7 @@ func (s *serve) run(ctx context.Context) (err error) {
 			return err
 		}
 	}
-	key, store, closer, err := s.open(ctx, path, log)
+	key, store, closer, err := openSealed(ctx, s.store, s.password, s.sealKeyFile, log)
 	if err != nil {
 		return err
 	}
@@ -183,33 +182,12 @@ func (s *serve) run(ctx context.Context) (err error) {
 		signal.Ignore(hangup)
 	}
 	if certificate != nil {
-		defer certificate.watch(log)()
+		defer onHangup(log, loaded{"certificate", certificate.load})()
 		listener = tls.NewListener(listener, &tls.Config{GetCertificate: certificate.get, NextProtos: []string{"h2", "http/1.1"}})
 		url = "https://" + url[len("http://"):]
 	}
 	note("listening on %s", url)
 	return serveUntil(ctx, log, map[net.Listener]http.Handler{listener: auth, admin: auth.Admin()})
-}
-
-// open opens the store and the key that secrets in it are sealed under.
-func (s *serve) open(ctx context.Context, path string, log *slog.Logger) (key []byte, store limpet.Store, closer io.Closer, err error) {
-	if s.store.remote() {
-		if key, err = sealKey(s.sealKeyFile, ""); err == nil && key == nil {
-			err = usage("a store in Redis needs --seal-key-file, the same on every server")
-		}
-		if err != nil {
-			return nil, nil, nil, err
-		}
-		store, err := s.store.openRemote(ctx, s.password, log)
-		return key, store, store, err
-	}
-	if store, closer, err = openStore(path); err != nil {
-		return nil, nil, nil, err
-	}
-	if key, err = sealKey(s.sealKeyFile, path); err != nil {
-		closer.Close()
-	}
-	return key, store, closer, err
 }
 
 // listenAdmin opens the admin socket, nil if there is none. The one beside the
@@ -238,14 +216,18 @@ const adminSuffix = ".admin"
 // serveUntil serves handlers on their listeners until ctx is done, then
 // answers what is in flight.
 func serveUntil(ctx context.Context, log *slog.Logger, handlers map[net.Listener]http.Handler) error {
-	failed := make(chan error, len(handlers))
-	var servers []*http.Server
+	servers := make(map[net.Listener]*http.Server)
 	for l, h := range handlers {
-		if l == nil {
-			continue
+		if l != nil {
+			servers[l] = newHTTPServer(h, log)
 		}
-		srv := newHTTPServer(h, log)
-		servers = append(servers, srv)
+	}
+	return serveAll(ctx, log, servers)
+}
+
+func serveAll(ctx context.Context, log *slog.Logger, servers map[net.Listener]*http.Server) error {
+	failed := make(chan error, len(servers))
+	for l, srv := range servers {
 		go func() { failed <- srv.Serve(l) }()
 	}
 	var err error

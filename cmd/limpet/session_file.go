@@ -136,7 +136,7 @@ func (s *savedSession) open(ctx context.Context, k *keeper) (*http.Client, func(
 		closeKeystore(keys)
 		return nil, nil, err
 	}
-	return newHTTPClient(c), func() { c.Close(); closeKeystore(keys) }, nil
+	return newHTTPClient(c.Transport(newTransport())), func() { c.Close(); closeKeystore(keys) }, nil
 }
 
 // forget deletes the session's device key and its file.
@@ -150,13 +150,17 @@ func (s *savedSession) forget(ctx context.Context, state string, keys hwkey.Keys
 	return nil
 }
 
-// newHTTPClient returns a client that follows no redirects: as with curl, the
-// caller sees them.
-func newHTTPClient(c *client.Client) *http.Client {
+func newTransport() *http.Transport {
 	transport := http.DefaultTransport.(*http.Transport).Clone()
 	transport.ResponseHeaderTimeout = 5 * time.Minute
+	return transport
+}
+
+// newHTTPClient returns a client that follows no redirects: as with curl, the
+// caller sees them.
+func newHTTPClient(transport http.RoundTripper) *http.Client {
 	return &http.Client{
-		Transport:     c.Transport(transport),
+		Transport:     transport,
 		CheckRedirect: func(*http.Request, []*http.Request) error { return http.ErrUseLastResponse },
 	}
 }

@@ -69,6 +69,32 @@ func (s storeFlag) openRemote(ctx context.Context, passwordFile string, log *slo
 
 const maxStorePassword = 4096 // bytes
 
+// openSealed opens a server's store, and the key that secrets in it are sealed
+// under.
+func openSealed(ctx context.Context, s storeFlag, passwordFile, sealKeyFile string, log *slog.Logger) (key []byte, store limpet.Store, closer io.Closer, err error) {
+	if s.remote() {
+		if key, err = sealKey(sealKeyFile, ""); err == nil && key == nil {
+			err = usage("a store in Redis needs --seal-key-file, the same on every server")
+		}
+		if err != nil {
+			return nil, nil, nil, err
+		}
+		store, err := s.openRemote(ctx, passwordFile, log)
+		return key, store, store, err
+	}
+	path, err := s.path()
+	if err != nil {
+		return nil, nil, nil, err
+	}
+	if store, closer, err = openStore(path); err != nil {
+		return nil, nil, nil, err
+	}
+	if key, err = sealKey(sealKeyFile, path); err != nil {
+		closer.Close()
+	}
+	return key, store, closer, err
+}
+
 // openStore opens the store in a file, or one in memory for the path "".
 func openStore(path string) (limpet.Store, io.Closer, error) {
 	if path == "" {

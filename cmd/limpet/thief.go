@@ -91,7 +91,7 @@ func (t *wiretap) last(name string) (m message, err error) {
 // says whether it goes on when he is done.
 func (d *demo) hold(ctx context.Context, owner *http.Client, m message, thief func(caught message) (forward bool)) (outcome, error) {
 	d.line.holder = thief
-	_, got := d.send(ctx, owner, m)
+	_, got := send(ctx, owner, d.base, m)
 	if d.line.holder != nil {
 		return got, errors.New("the owner's client sent no proof")
 	}
@@ -299,7 +299,7 @@ func (d *demo) resubmit(ctx context.Context, c *http.Client, refusal *http.Respo
 		again := refused.altered(func(m *message) {
 			m.header.Set("Signature", "limpet=:"+base64.StdEncoding.EncodeToString(sig)+":")
 		})
-		if _, o := d.send(ctx, c, again); o != want {
+		if _, o := send(ctx, c, d.base, again); o != want {
 			got = o
 		}
 	}

@@ -23,12 +23,13 @@ const (
 	exitOK      = 0
 	exitFailure = 1
 	exitUsage   = 2  // flags, arguments, configuration
-	exitHTTP    = 22 // limpet request: the server answered 400 or above, as with curl --fail-with-body
+	exitHTTP    = 22 // limpet request, limpet channel get: the server answered 400 or above, as with curl --fail-with-body
 )
 
 const exitHelp = `
 Exit codes: 0 it worked; 1 it did not; 2 flags, arguments or configuration are
-wrong; 22 (request only) the server answered with a status of 400 or above.`
+wrong; 22 (request and channel get only) the server answered with a status of
+400 or above.`
 
 // hinted is an error with advice.
 type hinted struct {

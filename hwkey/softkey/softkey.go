@@ -1,8 +1,8 @@
-// Package softkey keeps device keys in encrypted files. It is the degraded
-// level, hwkey.Software: for machines without a security chip, or where the
-// chip cannot be used.
+// Package softkey keeps device keys and HMAC keys in encrypted files. It is the
+// degraded level, hwkey.Software: for machines without a security chip, or
+// where the chip cannot be used.
 //
-// The private keys lie in a directory that only its owner can read, each in a
+// The private keys and secrets lie in a directory that only its owner can read, each in a
 // file of its own, sealed with AES-256-GCM. The key to the files comes from one
 // [Secret]: a passphrase, the desktop's Secret Service, or a key file. A copy of
 // the files without the secret is worthless. Unlike a hardware key, a copy with
@@ -102,13 +102,14 @@ type record struct {
 	Algorithm hwkey.Algorithm `json:"algorithm"`
 	Label     string          `json:"label,omitempty"`
 	Created   int64           `json:"created"` // Unix time, s
+	Imported  bool            `json:"imported,omitempty"`
 	Nonce     []byte          `json:"nonce"`
-	Sealed    []byte          `json:"sealed"` // PKCS #8, AES-256-GCM
+	Sealed    []byte          `json:"sealed"` // AES-256-GCM; PKCS #8, or of an HMAC key the secret itself
 }
 
 func (r *record) info() hwkey.Info {
 	return hwkey.Info{ID: r.ID, Level: hwkey.Software, Detail: detail, Algorithm: r.Algorithm, Label: r.Label,
-		Created: time.Unix(r.Created, 0)}
+		Created: time.Unix(r.Created, 0), Imported: r.Imported}
 }
 
 // associated returns the associated data of the sealed part: every other field,
@@ -119,7 +120,11 @@ func (r *record) associated() []byte {
 		b = binary.BigEndian.AppendUint32(b, uint32(len(field)))
 		b = append(b, field...)
 	}
-	return binary.BigEndian.AppendUint64(b, uint64(r.Created))
+	b = binary.BigEndian.AppendUint64(b, uint64(r.Created))
+	if r.Imported {
+		b = append(b, "imported"...)
+	}
+	return b
 }
 
 func parseRecord(id string, data []byte) (*record, error) {
@@ -144,12 +149,8 @@ func (ks *Keystore) Create(ctx context.Context, opts hwkey.CreateOptions) (hwkey
 	if err := ctx.Err(); err != nil {
 		return nil, err
 	}
-	if err := keydir.CheckLabel(opts.Label); err != nil {
-		return nil, fmt.Errorf("limpet: softkey: %w", err)
-	}
-	r := record{Version: 1, ID: keydir.NewID(), Algorithm: cmp.Or(opts.Algorithm, hwkey.ECDSAP256),
-		Label: opts.Label, Created: time.Now().Unix(), Nonce: make([]byte, ks.aead.NonceSize())}
-	signer, err := generate(r.Algorithm)
+	alg := cmp.Or(opts.Algorithm, hwkey.ECDSAP256)
+	signer, err := generate(alg)
 	if err != nil {
 		return nil, fmt.Errorf("limpet: softkey: %w", err)
 	}
@@ -158,16 +159,30 @@ func (ks *Keystore) Create(ctx context.Context, opts hwkey.CreateOptions) (hwkey
 		return nil, fmt.Errorf("limpet: softkey: %w", err)
 	}
 	defer clear(der)
-	rand.Read(r.Nonce)
-	r.Sealed = ks.aead.Seal(nil, r.Nonce, der, r.associated())
-	data, err := json.Marshal(&r)
-	if err != nil {
-		return nil, fmt.Errorf("limpet: softkey: %w", err)
-	}
-	if err := ks.dir.Write(r.ID, append(data, '\n')); err != nil {
-		return nil, fmt.Errorf("limpet: softkey: storing the key: %w", err)
+	r := record{Algorithm: alg, Label: opts.Label}
+	if err := ks.store(&r, der); err != nil {
+		return nil, err
 	}
 	return newKey(r.info(), signer), nil
+}
+
+// store completes a new record, seals what is secret in it and writes its file.
+func (ks *Keystore) store(r *record, secret []byte) error {
+	if err := keydir.CheckLabel(r.Label); err != nil {
+		return fmt.Errorf("limpet: softkey: %w", err)
+	}
+	r.Version, r.ID, r.Created = 1, keydir.NewID(), time.Now().Unix()
+	r.Nonce = make([]byte, ks.aead.NonceSize())
+	rand.Read(r.Nonce)
+	r.Sealed = ks.aead.Seal(nil, r.Nonce, secret, r.associated())
+	data, err := json.Marshal(r)
+	if err != nil {
+		return fmt.Errorf("limpet: softkey: %w", err)
+	}
+	if err := ks.dir.Write(r.ID, append(data, '\n')); err != nil {
+		return fmt.Errorf("limpet: softkey: storing the key: %w", err)
+	}
+	return nil
 }
 
 func generate(alg hwkey.Algorithm) (crypto.Signer, error) {
@@ -179,6 +194,8 @@ func generate(alg hwkey.Algorithm) (crypto.Signer, error) {
 	case hwkey.Ed25519:
 		_, key, err := ed25519.GenerateKey(rand.Reader)
 		return key, err
+	case hwkey.HMACSHA256:
+		return nil, fmt.Errorf("%w: an HMAC key does not sign: CreateHMAC makes it", hwkey.ErrUnsupported)
 	}
 	return nil, hwkey.ErrUnsupported
 }
@@ -186,33 +203,60 @@ func generate(alg hwkey.Algorithm) (crypto.Signer, error) {
 // Load returns a stored key. See hwkey.Keystore. A file that is damaged, was
 // changed or belongs to another directory gives hwkey.ErrLost.
 func (ks *Keystore) Load(ctx context.Context, id string) (hwkey.Key, error) {
-	if err := ctx.Err(); err != nil {
+	r, der, err := ks.read(ctx, id)
+	if err != nil {
 		return nil, err
 	}
-	data, err := ks.dir.Read(id)
-	if err != nil {
-		return nil, fmt.Errorf("limpet: softkey: loading a key: %w", err)
+	defer clear(der)
+	if r.Algorithm == hwkey.HMACSHA256 {
+		return nil, fmt.Errorf("limpet: softkey: %w: %s is an HMAC key and does not sign: LoadHMAC loads it", hwkey.ErrUnsupported, id)
 	}
-	r, err := parseRecord(id, data)
+	signer, err := r.signer(der)
 	if err != nil {
-		return nil, fmt.Errorf("limpet: softkey: %w: %s is damaged: %w", hwkey.ErrLost, ks.dir.Path(id), err)
-	}
-	signer, err := ks.open(r)
-	if err != nil {
-		return nil, fmt.Errorf("limpet: softkey: %w: %s is damaged: %w", hwkey.ErrLost, ks.dir.Path(id), err)
+		return nil, ks.damaged(id, err)
 	}
 	return newKey(r.info(), signer), nil
 }
 
-func (ks *Keystore) open(r *record) (crypto.Signer, error) {
+// read returns the record of a key and, unsealed, what is secret in it. The
+// caller clears that.
+func (ks *Keystore) read(ctx context.Context, id string) (*record, []byte, error) {
+	if err := ctx.Err(); err != nil {
+		return nil, nil, err
+	}
+	data, err := ks.dir.Read(id)
+	if err != nil {
+		return nil, nil, fmt.Errorf("limpet: softkey: loading a key: %w", err)
+	}
+	r, err := parseRecord(id, data)
+	if err != nil {
+		return nil, nil, ks.damaged(id, err)
+	}
+	secret, err := ks.open(r)
+	if err != nil {
+		return nil, nil, ks.damaged(id, err)
+	}
+	return r, secret, nil
+}
+
+func (ks *Keystore) damaged(id string, err error) error {
+	return fmt.Errorf("limpet: softkey: %w: %s is damaged: %w", hwkey.ErrLost, ks.dir.Path(id), err)
+}
+
+// open unseals what is secret in a record and proves the rest of it genuine.
+func (ks *Keystore) open(r *record) ([]byte, error) {
 	if len(r.Nonce) != ks.aead.NonceSize() {
 		return nil, errors.New("its nonce has the wrong size")
 	}
-	der, err := ks.aead.Open(nil, r.Nonce, r.Sealed, r.associated())
+	secret, err := ks.aead.Open(nil, r.Nonce, r.Sealed, r.associated())
 	if err != nil {
 		return nil, errors.New("its contents were changed")
 	}
-	defer clear(der)
+	return secret, nil
+}
+
+// signer returns the private key in der if it is of the record's algorithm.
+func (r *record) signer(der []byte) (crypto.Signer, error) {
 	key, err := x509.ParsePKCS8PrivateKey(der)
 	if err != nil {
 		return nil, errors.New("it holds no private key")

@@ -31,7 +31,7 @@ func open(t *testing.T, dir string, secret softkey.Secret) *softkey.Keystore {
 }
 
 func TestKeystore(t *testing.T) {
-	limpettest.Keystore(t, all, func(t *testing.T, dir string) hwkey.Keystore { return open(t, dir, softkey.KeyFile("")) })
+	limpettest.Keystore(t, append(all, hwkey.HMACSHA256), func(t *testing.T, dir string) hwkey.Keystore { return open(t, dir, softkey.KeyFile("")) })
 }
 
 func TestSecrets(t *testing.T) {
@@ -187,6 +187,66 @@ func TestDamagedKey(t *testing.T) {
 	}
 	if _, err := ks.Load(t.Context(), ids[0]); err != nil {
 		t.Errorf("the restored file does not load: %v", err)
+	}
+}
+
+// An HMAC key's file is authenticated as a whole too, and neither kind of key
+// can be passed off as the other.
+func TestDamagedHMACKey(t *testing.T) {
+	dir := t.TempDir()
+	ks := open(t, dir, softkey.KeyFile(""))
+	key, err := ks.ImportHMAC(t.Context(), bytes.Repeat([]byte("secret"), 5), "label")
+	if err != nil {
+		t.Fatal(err)
+	}
+	id := key.Info().ID
+	path := filepath.Join(dir, id+".softkey")
+	good, err := os.ReadFile(path)
+	if err != nil {
+		t.Fatal(err)
+	}
+	for name, change := range map[string]func(map[string]any){
+		"algorithm":    func(m map[string]any) { m["algorithm"] = "ed25519" },
+		"no algorithm": func(m map[string]any) { delete(m, "algorithm") },
+		"not imported": func(m map[string]any) { delete(m, "imported") },
+		"label":        func(m map[string]any) { m["label"] = "another" },
+		"sealed":       func(m map[string]any) { m["sealed"] = make([]byte, 46) },
+	} {
+		t.Run(name, func(t *testing.T) {
+			var m map[string]any
+			if err := json.Unmarshal(good, &m); err != nil {
+				t.Fatal(err)
+			}
+			change(m)
+			data, err := json.Marshal(m)
+			if err != nil {
+				t.Fatal(err)
+			}
+			if err := os.WriteFile(path, data, 0o600); err != nil {
+				t.Fatal(err)
+			}
+			if _, err := ks.LoadHMAC(t.Context(), id); !errors.Is(err, hwkey.ErrLost) {
+				t.Errorf("LoadHMAC: error %v, want ErrLost", err)
+			}
+			if _, err := ks.Load(t.Context(), id); !errors.Is(err, hwkey.ErrLost) {
+				t.Errorf("Load: error %v, want ErrLost", err)
+			}
+		})
+	}
+
+	signing, err := ks.Create(t.Context(), hwkey.CreateOptions{Algorithm: hwkey.Ed25519})
+	if err != nil {
+		t.Fatal(err)
+	}
+	path = filepath.Join(dir, signing.Info().ID+".softkey")
+	if good, err = os.ReadFile(path); err != nil {
+		t.Fatal(err)
+	}
+	if err := os.WriteFile(path, bytes.Replace(good, []byte("ed25519"), []byte("hmac-sha256"), 1), 0o600); err != nil {
+		t.Fatal(err)
+	}
+	if _, err := ks.LoadHMAC(t.Context(), signing.Info().ID); !errors.Is(err, hwkey.ErrLost) {
+		t.Errorf("error %v, want ErrLost", err)
 	}
 }
 

@@ -139,6 +139,14 @@ func (b *bus) startForeign(t *testing.T) tpm2.TPMHandle {
 	return s.Handle()
 }
 
+// startForeignFails checks that there is no room for a session.
+func (b *bus) startForeignFails(t *testing.T) {
+	t.Helper()
+	if _, _, err := tpm2.HMACSession(b, tpm2.TPMAlgSHA256, 16); !errors.Is(err, tpm2.TPMRCSessionMemory) {
+		t.Errorf("error %v, want the TPM to be full of sessions", err)
+	}
+}
+
 func (b *bus) flushForeign(t *testing.T, h tpm2.TPMHandle) {
 	t.Helper()
 	if _, err := (tpm2.FlushContext{FlushHandle: h}).Execute(b); err != nil {
@@ -163,7 +171,7 @@ func (b *bus) loaded(t *testing.T) (objects, sessions []tpm2.TPMHandle) {
 	return list(0x80000000), list(0x02000000)
 }
 
-// Nobody on the bus reads what is signed or changes a bit unseen.
+// Nobody on the bus reads what is signed, or changes a bit unseen.
 func TestBus(t *testing.T) {
 	b := newBus(t)
 	ks := open(t, b.Dial)
@@ -176,11 +184,82 @@ func TestBus(t *testing.T) {
 	if b.log.Len() == 0 || bytes.Contains(b.log.Bytes(), digest[:]) {
 		t.Errorf("the digest is among the %d bytes on the bus", b.log.Len())
 	}
+	b.flipBits(t, signingKeys, usableKey(key))
+}
 
+// Nobody on the bus reads an imported secret, the messages or the HMACs, or
+// changes a bit unseen.
+func TestHMACBus(t *testing.T) {
+	long := bytes.Repeat([]byte("0123456789"), 12)
+	hashed := sha256.Sum256(long) // what the TPM gets to hold
+	message := []byte("an exporter that is good for one connection")
+	for _, secret := range [][]byte{hmacSecret, long} {
+		b := newBus(t)
+		ks := open(t, b.Dial)
+		key, err := ks.ImportHMAC(t.Context(), secret, "")
+		if err != nil {
+			t.Fatal(err)
+		}
+		id := key.Info().ID
+		ks.Close()
+		if key, err = ks.LoadHMAC(t.Context(), id); err != nil {
+			t.Fatal(err)
+		}
+		mac, err := key.HMAC(t.Context(), message)
+		if err != nil {
+			t.Fatal(err)
+		}
+		if b.log.Len() == 0 {
+			t.Fatal("nothing was heard on the bus")
+		}
+		for what, secret := range map[string][]byte{"secret": secret, "hashed secret": hashed[:], "message": message, "HMAC": mac} {
+			for i := 0; i+8 <= len(secret); i += 8 {
+				if bytes.Contains(b.log.Bytes(), secret[i:i+8]) {
+					t.Errorf("bytes %d to %d of the %s are on the bus", i, i+8, what)
+				}
+			}
+		}
+	}
+
+	b := newBus(t)
+	key := hmacKeys.create(t, open(t, b.Dial))
+	b.flipBits(t, hmacKeys, key)
+
+	// Nor while a secret is imported.
+	ks := open(t, b.Dial)
+	for _, what := range []string{"command", "answer"} {
+		for i := 14; i < 400; i += 7 {
+			size := 0
+			change := func(cc tpm2.TPMCC, c []byte) []byte {
+				if cc == tpm2.TPMCCCreate {
+					if size = len(c); i < size {
+						c[i] ^= 1
+					}
+				}
+				return c
+			}
+			if what == "answer" {
+				b.response = change
+			} else {
+				b.command = func(cc tpm2.TPMCC, c []byte) []byte { change(cc, c); return nil }
+			}
+			_, err := ks.ImportHMAC(t.Context(), hmacSecret, "")
+			b.command, b.response = nil, nil
+			if i < size && err == nil {
+				t.Errorf("byte %d of the %s of %d bytes changed unseen", i, what, size)
+			}
+		}
+	}
+	hmacKeys.create(t, ks).mustWork(t)
+}
+
+// flipBits changes a bit in commands that use a key, and in answers to them.
+func (b *bus) flipBits(t *testing.T, kind kind, key usable) {
+	t.Helper()
 	flip := func(what string, i int) {
 		var size int
 		change := func(cc tpm2.TPMCC, r []byte) []byte {
-			if cc == tpm2.TPMCCSign {
+			if cc == kind.command {
 				if size = len(r); i < size {
 					r[i] ^= 1
 				}
@@ -192,12 +271,12 @@ func TestBus(t *testing.T) {
 		} else {
 			b.command = func(cc tpm2.TPMCC, r []byte) []byte { change(cc, r); return nil }
 		}
-		sig, err := key.Sign(nil, digest[:], crypto.SHA256)
+		err := key.use()
 		b.command, b.response = nil, nil
-		if i < size && err == nil {
-			t.Errorf("byte %d of the %s of %d bytes changed unseen: %x", i, what, size, sig)
+		if i < size && (err == nil || errors.Is(err, errWrong)) {
+			t.Errorf("byte %d of the %s of %d bytes changed unseen: error %v", i, what, size, err)
 		}
-		sign(t, key)
+		key.mustWork(t)
 	}
 	for i := 10; i < 200; i += 3 { // the header is a code and sizes, see TestOddAnswers
 		flip("answer", i)

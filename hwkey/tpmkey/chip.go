@@ -3,6 +3,7 @@ package tpmkey
 import (
 	"bytes"
 	"context"
+	"crypto/sha256"
 	"encoding/hex"
 	"errors"
 	"fmt"
@@ -39,7 +40,10 @@ func (ks *Keystore) do(ctx context.Context, f func() error) error {
 	case <-ctx.Done():
 		return ctx.Err()
 	}
-	var reconnected, restarted, swept bool
+	if err := ctx.Err(); err != nil {
+		return err // the lock came too late: a command would only be broken off
+	}
+	var reconnected, restarted, yielded, swept bool
 	pause := 20 * time.Millisecond
 	for {
 		if err := ks.connect(ctx); err != nil {
@@ -59,13 +63,16 @@ func (ks *Keystore) do(ctx context.Context, f func() error) error {
 			}
 			reconnected = true
 		case !errors.As(err, &rc):
-			ks.endSession() // its nonces may be out of step with the TPM's
+			ks.endSessions() // their nonces may be out of step with the TPM's
 			return err
 		case stale(err) && !restarted:
 			restarted = true
 			ks.forget()
 		case outOfObjects(err) && len(ks.resident) > 0:
 			ks.evict()
+		case outOfSessions(err) && !yielded:
+			yielded = true
+			ks.endSessions() // one is enough for f
 		case (outOfObjects(err) || outOfSessions(err)) && ks.exclusive && !swept:
 			swept = true
 			ks.sweep()
@@ -126,23 +133,25 @@ func (ks *Keystore) disconnect() {
 		return
 	}
 	ks.link.rw.Close()
-	for _, k := range ks.resident {
-		ks.leftover = append(ks.leftover, k.handle)
+	for _, o := range ks.resident {
+		ks.leftover = append(ks.leftover, o.handle)
 	}
-	if ks.session != nil {
-		ks.leftover = append(ks.leftover, ks.session.Handle())
+	for _, s := range ks.sessions {
+		if s != nil {
+			ks.leftover = append(ks.leftover, s.Handle())
+		}
 	}
-	ks.link, ks.session, ks.resident = nil, nil, nil
+	ks.link, ks.sessions, ks.resident = nil, [ways]*session{}, nil
 	clear(ks.parents)
 	ks.generation++
 }
 
 // forget flushes all that is loaded and drops all that was saved.
 func (ks *Keystore) forget() {
-	for _, k := range ks.resident {
-		ks.flush(k.handle)
+	for _, o := range ks.resident {
+		ks.flush(o.handle)
 	}
-	ks.endSession()
+	ks.endSessions()
 	ks.resident = nil
 	clear(ks.parents)
 	ks.generation++
@@ -180,61 +189,67 @@ func (ks *Keystore) flush(h tpm2.TPMHandle) {
 	}
 }
 
-func (ks *Keystore) endSession() {
-	if ks.session != nil {
-		ks.flush(ks.session.Handle())
-		ks.session = nil
+func (ks *Keystore) endSessions() {
+	for w := range ways {
+		ks.endSession(w)
+	}
+}
+
+func (ks *Keystore) endSession(w way) {
+	if s := ks.sessions[w]; s != nil {
+		ks.flush(s.Handle())
+		ks.sessions[w] = nil
 	}
 }
 
 // evict makes room by unloading the key that was not used for longest. Its
 // context is saved once; it stays good until the TPM is reset.
 func (ks *Keystore) evict() {
-	k := ks.resident[0]
+	o := ks.resident[0]
 	ks.resident = ks.resident[1:]
-	if k.saved == nil || k.generation != ks.generation {
-		k.saved, k.generation = nil, ks.generation
-		if rsp, err := (tpm2.ContextSave{SaveHandle: k.handle}).Execute(ks.link); err == nil {
-			k.saved = &rsp.Context
+	if o.saved == nil || o.generation != ks.generation {
+		o.saved, o.generation = nil, ks.generation
+		if rsp, err := (tpm2.ContextSave{SaveHandle: o.handle}).Execute(ks.link); err == nil {
+			o.saved = &rsp.Context
 		}
 	}
-	ks.flush(k.handle)
+	ks.flush(o.handle)
 }
 
-// bring makes sure that k is loaded and that there is a session to use it with.
-func (ks *Keystore) bring(k *key) error {
-	if i := slices.Index(ks.resident, k); i >= 0 {
-		ks.resident = append(slices.Delete(ks.resident, i, i+1), k)
-		if ks.session != nil {
+// bring makes sure that o is loaded and that there is a session to use it with.
+func (ks *Keystore) bring(o *object) error {
+	if i := slices.Index(ks.resident, o); i >= 0 {
+		ks.resident = append(slices.Delete(ks.resident, i, i+1), o)
+		if ks.sessions[o.record.way()].fits(o.record.meta.Parent) {
 			return nil
 		}
-		return ks.withParent(k.record.parent, k.record.meta.Parent, func(*parent, tpm2.TPMHandle) error { return nil })
+		return ks.withParent(o.record.parent, o.record.meta.Parent, o.record.way(), func(*parent, tpm2.TPMHandle) error { return nil })
 	}
 	for len(ks.resident) >= maxResident {
 		ks.evict()
 	}
-	if k.saved != nil && k.generation == ks.generation && ks.session != nil {
-		rsp, err := tpm2.ContextLoad{Context: *k.saved}.Execute(ks.link)
+	if o.saved != nil && o.generation == ks.generation && ks.sessions[o.record.way()].fits(o.record.meta.Parent) {
+		rsp, err := tpm2.ContextLoad{Context: *o.saved}.Execute(ks.link)
 		if err == nil {
-			k.handle = tpm2.TPMHandle(rsp.LoadedHandle)
-			ks.resident = append(ks.resident, k)
+			o.handle = tpm2.TPMHandle(rsp.LoadedHandle)
+			ks.resident = append(ks.resident, o)
 			return nil
 		}
 		if outOfObjects(err) {
 			return words("loading the key", err)
 		}
-		k.saved = nil
+		o.saved = nil
 	}
-	return ks.load(k)
+	return ks.load(o)
 }
 
-// load loads k from its file's contents.
-func (ks *Keystore) load(k *key) error {
-	return ks.withParent(k.record.parent, k.record.meta.Parent, func(p *parent, h tpm2.TPMHandle) error {
+// load loads o from its file's contents.
+func (ks *Keystore) load(o *object) error {
+	return ks.withParent(o.record.parent, o.record.meta.Parent, o.record.way(), func(p *parent, h tpm2.TPMHandle) error {
 		rsp, err := tpm2.Load{
-			ParentHandle: tpm2.AuthHandle{Handle: h, Name: p.name, Auth: ks.session},
-			InPrivate:    k.record.private,
-			InPublic:     k.record.public,
+			ParentHandle: tpm2.AuthHandle{Handle: h, Name: p.name, Auth: ks.sessions[o.record.way()]},
+			InPrivate:    o.record.private,
+			InPublic:     o.record.public,
 		}.Execute(ks.link)
 		if errors.Is(err, tpm2.TPMRCIntegrity) {
 			return lost("the TPM does not know this key: it was cleared, replaced, or the file is damaged (%w)", err)
@@ -245,50 +260,86 @@ func (ks *Keystore) load(k *key) error {
 		if err != nil {
 			return words("loading the key", err)
 		}
-		if !bytes.Equal(rsp.Name.Buffer, k.record.name.Buffer) {
+		if !bytes.Equal(rsp.Name.Buffer, o.record.name.Buffer) {
 			ks.flush(rsp.ObjectHandle)
 			return errors.New("loading the key: the TPM loaded another one")
 		}
-		k.handle = rsp.ObjectHandle
-		ks.resident = append(ks.resident, k)
+		o.handle = rsp.ObjectHandle
+		ks.resident = append(ks.resident, o)
 		return nil
 	})
 }
 
-// withParent runs f with the parent loaded at a handle and with a session. pin
-// is the name that the parent must have, in hex; empty for any.
-func (ks *Keystore) withParent(h tpm2.TPMHandle, pin string, f func(*parent, tpm2.TPMHandle) error) error {
-	p, at, err := ks.parent(h)
+// way says which way the first parameter of a session's commands is encrypted.
+// Each key keeps to its one way, so that a program which uses one kind of keys
+// takes one of the TPM's few sessions.
+type way int
+
+const (
+	in   way = iota // into the TPM; signatures are no secret, and TPM2_Sign cannot encrypt them
+	both            // and back: an HMAC is as good as a password
+	ways
+)
+
+func (w way) encryption() tpm2.AuthOption {
+	if w == both {
+		return tpm2.AESEncryption(128, tpm2.EncryptInOut)
+	}
+	return tpm2.AESEncryption(128, tpm2.EncryptIn)
+}
+
+// session is salted to a parent: only the TPM that holds it can take part.
+type session struct {
+	tpm2.Session
+	parent string // its name, in hex
+}
+
+// fits tells whether the session will do for a key that pins a parent, or for
+// one that pins none. A key that does must not be used in a session that a key
+// without a pin led to: whatever showed itself as that key's parent reads it.
+func (s *session) fits(pin string) bool {
+	return s != nil && (pin == "" || pin == s.parent)
+}
+
+// withParent runs f with the parent loaded at a handle and with a session of
+// this way. pin is the name that the parent must have, in hex; empty for any.
+func (ks *Keystore) withParent(h tpm2.TPMHandle, pin string, w way, f func(*parent, tpm2.TPMHandle) error) error {
+	p, at, err := ks.parent(h, pin)
 	if err != nil {
 		return err
 	}
 	if !persistent(at) {
 		defer ks.flush(at)
 	}
-	if name := hex.EncodeToString(p.name.Buffer); pin != "" && name != pin {
+	name := hex.EncodeToString(p.name.Buffer)
+	if pin != "" && pin != name {
 		return lost("its parent key in the TPM is another one now: the TPM was cleared or replaced, or something between this program and the TPM pretends to be it")
 	}
-	if ks.session == nil {
-		// Salted to the parent: only the TPM that holds the pinned parent can
-		// take part in the session. One for all commands: it saves two
-		// commands for each. The signature itself is no secret.
-		ks.session, _, err = tpm2.HMACSession(ks.link, tpm2.TPMAlgSHA256, 16,
-			tpm2.AESEncryption(128, tpm2.EncryptIn), tpm2.Salted(at, *p.public))
+	if !ks.sessions[w].fits(pin) {
+		// One for all commands: it saves two commands for each.
+		ks.endSession(w)
+		s, _, err := tpm2.HMACSession(ks.link, tpm2.TPMAlgSHA256, 16, w.encryption(), tpm2.Salted(at, *p.public))
 		if err != nil {
-			ks.session = nil
 			return words("starting a session", err)
 		}
+		ks.sessions[w] = &session{s, name}
 	}
 	return f(p, at)
 }
 
 // parent returns the parent that a key file names, and the handle it is loaded
-// at: its own if it is persistent, or one that the caller flushes.
-func (ks *Keystore) parent(h tpm2.TPMHandle) (p *parent, at tpm2.TPMHandle, err error) {
+// at: its own if it is persistent, or one that the caller flushes. pin is as
+// for withParent.
+func (ks *Keystore) parent(h tpm2.TPMHandle, pin string) (p *parent, at tpm2.TPMHandle, err error) {
 	if persistent(h) {
 		p, err = ks.persistentParent(h)
-		if err != nil || p != nil {
-			return p, h, err
+		if err != nil {
+			return nil, 0, err
+		}
+		// A key of other software may have a parent under which this package
+		// makes none.
+		if p != nil && (usableParent(p.public) || pin == "" || pin == hex.EncodeToString(p.name.Buffer)) {
+			return p, h, nil
 		}
 		if h != srkHandle {
 			return nil, 0, lost("its parent key %#x is not in the TPM any more", uint32(h))
@@ -325,8 +376,8 @@ func (ks *Keystore) parent(h tpm2.TPMHandle) (p *parent, at tpm2.TPMHandle, err 
 	return p, rsp.ObjectHandle, nil
 }
 
-// persistentParent returns the parent at a persistent handle, nil if there is
-// none or it is not good enough.
+// persistentParent returns the storage key at a persistent handle, nil if there
+// is none.
 func (ks *Keystore) persistentParent(h tpm2.TPMHandle) (*parent, error) {
 	if p := ks.parents[h]; p != nil {
 		return p, nil
@@ -342,7 +393,7 @@ func (ks *Keystore) persistentParent(h tpm2.TPMHandle) (*parent, error) {
 	if err != nil {
 		return nil, err
 	}
-	if !usableParent(p.public) {
+	if !storageKey(p.public) {
 		return nil, nil
 	}
 	ks.parents[h] = p
@@ -365,7 +416,7 @@ func newParent(b *tpm2.TPM2BPublic) (*parent, error) {
 // machine shares, if there is one, or else the owner's primary key.
 func (ks *Keystore) chooseParent() (tpm2.TPMHandle, error) {
 	p, err := ks.persistentParent(srkHandle)
-	if err != nil || p == nil {
+	if err != nil || p == nil || !usableParent(p.public) {
 		return tpm2.TPMRHOwner, err
 	}
 	return srkHandle, nil
@@ -373,11 +424,11 @@ func (ks *Keystore) chooseParent() (tpm2.TPMHandle, error) {
 
 // sign signs a SHA-256 digest with a key.
 func (ks *Keystore) sign(k *key, digest []byte) (*tpm2.TPMTSignature, error) {
-	if err := ks.bring(k); err != nil {
+	if err := ks.bring(&k.object); err != nil {
 		return nil, err
 	}
 	rsp, err := tpm2.Sign{
-		KeyHandle:  tpm2.AuthHandle{Handle: k.handle, Name: k.record.name, Auth: ks.session},
+		KeyHandle:  tpm2.AuthHandle{Handle: k.handle, Name: k.record.name, Auth: ks.sessions[in]},
 		Digest:     tpm2.TPM2BDigest{Buffer: digest},
 		InScheme:   scheme(k.record.algorithm),
 		Validation: tpm2.TPMTTKHashCheck{Tag: tpm2.TPMSTHashCheck, Hierarchy: tpm2.TPMRHNull},
@@ -388,17 +439,50 @@ func (ks *Keystore) sign(k *key, digest []byte) (*tpm2.TPMTSignature, error) {
 	return &rsp.Signature, nil
 }
 
-// makeKey makes a key in the TPM and returns what its file will hold.
-func (ks *Keystore) makeKey(parms tpm2.TPMTPublicParms) (*record, error) {
+// hmac computes HMAC-SHA256 with a key (TPM 2.0 Library Part 3, 15.5).
+func (ks *Keystore) hmac(k *hmacKey, message []byte) ([]byte, error) {
+	if most := ks.properties[tpm2.TPMPTInputBuffer]; most != 0 && len(message) > int(most) {
+		return nil, fmt.Errorf("a message of %d bytes, and this TPM takes at most %d: hash it first", len(message), most)
+	}
+	if err := ks.bring(&k.object); err != nil {
+		return nil, err
+	}
+	rsp, err := tpm2.Hmac{
+		Handle:  tpm2.AuthHandle{Handle: k.handle, Name: k.record.name, Auth: ks.sessions[both]},
+		Buffer:  tpm2.TPM2BMaxBuffer{Buffer: message},
+		HashAlg: tpm2.TPMAlgSHA256, // a key without a scheme has none to fall back to
+	}.Execute(ks.link)
+	switch {
+	case errors.Is(err, tpm2.TPMRCCommandCode):
+		return nil, fmt.Errorf("%w: this TPM does not have TPM2_HMAC (%w)", hwkey.ErrUnsupported, err)
+	case err != nil:
+		return nil, words("computing an HMAC", err)
+	case len(rsp.OutHMAC.Buffer) != sha256.Size:
+		return nil, fmt.Errorf("computing an HMAC: the TPM answered with %d bytes, want %d", len(rsp.OutHMAC.Buffer), sha256.Size)
+	}
+	return rsp.OutHMAC.Buffer, nil
+}
+
+// makeKey makes a key in the TPM and returns what its file will hold. secret is
+// what the key is to be; nil for what the TPM draws.
+func (ks *Keystore) makeKey(template tpm2.TPMTPublic, secret []byte) (*record, error) {
 	h, err := ks.chooseParent()
 	if err != nil {
 		return nil, err
 	}
 	r := &record{parent: h}
-	return r, ks.withParent(h, "", func(p *parent, at tpm2.TPMHandle) error {
-		template := keyTemplate(parms)
+	w := in
+	if template.Type == tpm2.TPMAlgKeyedHash {
+		w = both
+	}
+	var sensitive tpm2.TPM2BSensitiveCreate
+	if secret != nil {
+		sensitive.Sensitive = &tpm2.TPMSSensitiveCreate{Data: tpm2.NewTPMUSensitiveCreate(&tpm2.TPM2BSensitiveData{Buffer: secret})}
+	}
+	return r, ks.withParent(h, "", w, func(p *parent, at tpm2.TPMHandle) error {
 		rsp, err := tpm2.Create{
-			ParentHandle: tpm2.AuthHandle{Handle: at, Name: p.name, Auth: ks.session},
+			ParentHandle: tpm2.AuthHandle{Handle: at, Name: p.name, Auth: ks.sessions[w]},
+			InSensitive:  sensitive, // encrypted on the bus: it is the first parameter
 			InPublic:     tpm2.New2B(template),
 		}.Execute(ks.link)
 		if rejected(err) {
@@ -411,8 +495,9 @@ func (ks *Keystore) makeKey(parms tpm2.TPMTPublicParms) (*record, error) {
 		if err != nil {
 			return words("making the key", err)
 		}
-		template.Unique = public.Unique
-		if !bytes.Equal(tpm2.Marshal(template), tpm2.Marshal(public)) {
+		made := template
+		made.Unique = public.Unique
+		if !bytes.Equal(tpm2.Marshal(made), tpm2.Marshal(public)) {
 			return errors.New("making the key: the TPM made another kind of key")
 		}
 		r.public, r.private = rsp.OutPublic, rsp.OutPrivate

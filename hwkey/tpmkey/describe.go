@@ -90,7 +90,7 @@ func (ks *Keystore) describe(d *Description) error {
 		return err
 	}
 	d.SRK = h == srkHandle
-	return ks.withParent(h, "", func(p *parent, _ tpm2.TPMHandle) error {
+	return ks.withParent(h, "", in, func(p *parent, _ tpm2.TPMHandle) error {
 		d.Parent = hex.EncodeToString(p.name.Buffer)
 		return nil
 	})

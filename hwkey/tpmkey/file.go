@@ -30,10 +30,23 @@ type record struct {
 	public  tpm2.TPM2BPublic
 	private tpm2.TPM2BPrivate // encrypted by the parent
 
+	// doubtful is set if the file says that the key has a password. Other
+	// software says so of keys without one too (tpm2-tools 5.4).
+	doubtful bool
+
 	// Derived from public.
 	algorithm hwkey.Algorithm
-	key       crypto.PublicKey
+	key       crypto.PublicKey // nil for an HMAC key
+	imported  bool
 	name      tpm2.TPM2BName
+}
+
+// way returns which way the commands with the key are encrypted.
+func (r *record) way() way {
+	if r.algorithm == hwkey.HMACSHA256 {
+		return both
+	}
+	return in
 }
 
 // metadata is the line after the PEM block. A file made by other software has
@@ -51,68 +64,94 @@ type metadata struct {
 const metadataPrefix = "Limpet: "
 
 func (r *record) marshal() ([]byte, error) {
-	line, err := json.Marshal(r.meta)
-	if err != nil {
-		return nil, err
-	}
 	var b bytes.Buffer
 	key := keyfile.NewTPMKey(keyfile.OIDLoadableKey, r.public, r.private, keyfile.WithParent(r.parent))
 	key.EmptyAuth = true
 	if err := keyfile.Encode(&b, key); err != nil {
 		return nil, err
 	}
+	if r.meta == (metadata{}) {
+		return b.Bytes(), nil // read from a file of other software
+	}
+	line, err := json.Marshal(r.meta)
+	if err != nil {
+		return nil, err
+	}
 	fmt.Fprintf(&b, "%s%s\n", metadataPrefix, line)
 	return b.Bytes(), nil
 }
 
-// parseRecord reads a key file. The error wraps hwkey.ErrUnsupported if the file
-// is whole but its key is not one this package signs with.
-func parseRecord(data []byte) (*record, error) {
-	var r record
+// decode reads a key file, of whatever key it is.
+func decode(data []byte) (*keyfile.TPMKey, metadata, error) {
+	var meta metadata
+	if len(data) > keydir.MaxFile {
+		return nil, meta, fmt.Errorf("it has more than %d bytes", keydir.MaxFile)
+	}
 	if _, line, ok := bytes.Cut(data, []byte("\n"+metadataPrefix)); ok {
-		if err := json.Unmarshal(line, &r.meta); err != nil {
-			return nil, errors.New("its last line is damaged")
+		if err := json.Unmarshal(line, &meta); err != nil {
+			return nil, meta, errors.New("its last line is damaged")
 		}
-		if err := keydir.CheckLabel(r.meta.Label); err != nil {
-			return nil, err
+		if err := keydir.CheckLabel(meta.Label); err != nil {
+			return nil, meta, err
 		}
 		// A SHA-256 name; what a damaged pin allows must not be everything.
-		if b, err := hex.DecodeString(r.meta.Parent); err != nil || len(b) != 2+32 {
-			return nil, errors.New("its last line names no parent key")
+		if b, err := hex.DecodeString(meta.Parent); err != nil || len(b) != 2+32 {
+			return nil, meta, errors.New("its last line names no parent key")
 		}
 	}
 	// The reader of the library accepts what other writers get wrong: TRUE
 	// written as 01, and emptyAuth FALSE for a key without a password.
 	key, err := keyfile.Decode(data)
 	if err != nil {
-		return nil, fmt.Errorf("it is not a TSS2 key file: %w", err)
+		return nil, meta, fmt.Errorf("it is not a TSS2 key file: %w", err)
 	}
+	return key, meta, nil
+}
+
+// parseRecord reads a key file. The error wraps hwkey.ErrUnsupported if the file
+// is whole but its key is not one this package uses.
+func parseRecord(data []byte) (*record, error) {
+	key, meta, err := decode(data)
+	if err != nil {
+		return nil, err
+	}
+	return newRecord(key, meta)
+}
+
+func newRecord(key *keyfile.TPMKey, meta metadata) (*record, error) {
 	if !key.Keytype.Equal(keyfile.OIDLoadableKey) {
 		return nil, fmt.Errorf("%w: the file holds no loadable key", hwkey.ErrUnsupported)
 	}
 	if len(key.Policy) > 0 || len(key.AuthPolicy) > 0 {
 		return nil, fmt.Errorf("%w: the key has a policy", hwkey.ErrUnsupported)
 	}
-	r.parent, r.public, r.private = key.Parent, key.Pubkey, key.Privkey
+	r := &record{meta: meta, parent: key.Parent, public: key.Pubkey, private: key.Privkey, doubtful: !key.EmptyAuth}
 	if r.parent != tpm2.TPMRHOwner && !persistent(r.parent) {
 		return nil, fmt.Errorf("%w: its parent key %#x is neither the owner's nor persistent", hwkey.ErrUnsupported, uint32(r.parent))
 	}
 	if err := r.derive(); err != nil {
 		return nil, err
 	}
-	return &r, nil
+	return r, nil
 }
 
-// derive sets what follows from the public area, and refuses keys that are not
-// device keys of this package.
+// derive sets what follows from the public area, and refuses keys that this
+// package does not use.
 func (r *record) derive() error {
 	public, err := r.public.Contents()
 	if err != nil {
 		return errors.New("its public area is damaged")
 	}
 	a := public.ObjectAttributes
-	if !a.FixedTPM || !a.FixedParent || !a.SensitiveDataOrigin {
+	r.imported = !a.SensitiveDataOrigin
+	// A secret for HMAC is shared with a peer; that it came from outside or can
+	// be moved is no fault.
+	if public.Type != tpm2.TPMAlgKeyedHash && (!a.FixedTPM || !a.FixedParent || r.imported) {
 		return fmt.Errorf("%w: the key was not made in the TPM or can leave it", hwkey.ErrUnsupported)
+	}
+	// A policy of a key that can be used without it may let it be moved.
+	if len(public.AuthPolicy.Buffer) > 0 && (!a.UserWithAuth || public.Type == tpm2.TPMAlgKeyedHash) {
+		return fmt.Errorf("%w: the key has a policy", hwkey.ErrUnsupported)
 	}
 	if !a.SignEncrypt || a.Restricted || !a.UserWithAuth {
 		return fmt.Errorf("%w: the key does not sign what it is given", hwkey.ErrUnsupported)
@@ -124,8 +163,11 @@ func (r *record) derive() error {
 	case tpm2.TPMAlgRSA:
 		r.algorithm = hwkey.RSA2048
 		r.key, err = publicRSA2048(public)
+	case tpm2.TPMAlgKeyedHash:
+		r.algorithm = hwkey.HMACSHA256
+		err = checkHMACSHA256(public)
 	default:
-		return fmt.Errorf("%w: the key is neither ECC nor RSA", hwkey.ErrUnsupported)
+		return fmt.Errorf("%w: the key is neither ECC nor RSA nor HMAC", hwkey.ErrUnsupported)
 	}
 	if err != nil {
 		return err
@@ -136,6 +178,29 @@ func (r *record) derive() error {
 	}
 	r.name = *name
 	return nil
+}
+
+// checkHMACSHA256 refuses keyed hash objects that do not compute HMAC-SHA256. A
+// key without a scheme computes what it is told to.
+func checkHMACSHA256(public *tpm2.TPMTPublic) error {
+	parms, err := public.Parameters.KeyedHashDetail()
+	if err != nil {
+		return errors.New("its public area is damaged")
+	}
+	switch parms.Scheme.Scheme {
+	case tpm2.TPMAlgNull:
+		return nil
+	case tpm2.TPMAlgHMAC:
+		scheme, err := parms.Scheme.Details.HMAC()
+		if err != nil {
+			return errors.New("its public area is damaged")
+		}
+		if scheme.HashAlg != tpm2.TPMAlgSHA256 {
+			return fmt.Errorf("%w: the key's hash is %s and not SHA-256", hwkey.ErrUnsupported, algorithmName(scheme.HashAlg))
+		}
+		return nil
+	}
+	return fmt.Errorf("%w: the key's scheme is %s and not HMAC", hwkey.ErrUnsupported, algorithmName(parms.Scheme.Scheme))
 }
 
 func publicP256(public *tpm2.TPMTPublic) (*ecdsa.PublicKey, error) {

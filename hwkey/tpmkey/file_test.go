@@ -10,6 +10,7 @@ import (
 	"testing"
 	"time"
 
+	keyfile "github.com/foxboron/go-tpm-keyfiles"
 	"github.com/google/go-tpm/tpm2"
 
 	"github.com/limpet-auth/limpet/hwkey"
@@ -17,17 +18,21 @@ import (
 
 // The files in testdata: limpet.pem is ours; tpm2-tools-5.4.pem was written by
 // tpm2_encodeobject, with emptyAuth FALSE for a key without a password;
-// boolean-01.pem writes TRUE as 01, which is BER but not DER.
+// boolean-01.pem writes TRUE as 01, which is BER but not DER. Those named hmac
+// hold "my_api_key", imported with tpm2_import.
 func TestParseRecord(t *testing.T) {
 	tests := []struct {
 		file  string
 		alg   hwkey.Algorithm
 		label string
 		pin   bool
+		doubt bool
 	}{
-		{"limpet.pem", hwkey.ECDSAP256, "https://api.example.com", true},
-		{"tpm2-tools-5.4.pem", hwkey.ECDSAP256, "", false},
-		{"boolean-01.pem", hwkey.ECDSAP256, "", false},
+		{"limpet.pem", hwkey.ECDSAP256, "https://api.example.com", true, false},
+		{"tpm2-tools-5.4.pem", hwkey.ECDSAP256, "", false, true},
+		{"boolean-01.pem", hwkey.ECDSAP256, "", false, false},
+		{"hmac-tpm2-tools-5.4.pem", hwkey.HMACSHA256, "", false, true},
+		{"hmac-boolean-01.pem", hwkey.HMACSHA256, "", false, false},
 	}
 	for _, tt := range tests {
 		t.Run(tt.file, func(t *testing.T) {
@@ -39,7 +44,8 @@ func TestParseRecord(t *testing.T) {
 			if err != nil {
 				t.Fatal(err)
 			}
-			if r.algorithm != tt.alg || r.meta.Label != tt.label || r.parent != tpm2.TPMRHOwner || (r.meta.Parent != "") != tt.pin {
+			if r.algorithm != tt.alg || r.meta.Label != tt.label || r.parent != tpm2.TPMRHOwner || (r.meta.Parent != "") != tt.pin ||
+				r.doubtful != tt.doubt || r.imported != (tt.alg == hwkey.HMACSHA256) {
 				t.Errorf("read %+v", r)
 			}
 		})
@@ -71,6 +77,58 @@ func TestMarshalRecord(t *testing.T) {
 	}
 }
 
+// A file that another TPM is to import, or that holds data, is described and
+// not used; so is a key under a parent that is neither the owner's nor
+// persistent.
+func TestOtherFormats(t *testing.T) {
+	data, err := os.ReadFile("testdata/hmac-tpm2-tools-5.4.pem")
+	if err != nil {
+		t.Fatal(err)
+	}
+	tests := []struct {
+		name, format, words string
+		change              func(*keyfile.TPMKey)
+	}{
+		{"importable", "importable", "no loadable key", func(k *keyfile.TPMKey) { k.Keytype = keyfile.OIDImportableKey }},
+		{"sealed", "sealed", "no loadable key", func(k *keyfile.TPMKey) { k.Keytype = keyfile.OIDSealedKey }},
+		{"policy", "loadable", "policy", func(k *keyfile.TPMKey) { k.Policy = []*keyfile.TPMPolicy{{CommandCode: 1}} }},
+		{"parent", "loadable", "parent", func(k *keyfile.TPMKey) { k.Parent = tpm2.TPMRHEndorsement }},
+		{"scheme", "loadable", "XOR and not HMAC", func(k *keyfile.TPMKey) {
+			public, err := k.Pubkey.Contents()
+			if err != nil {
+				t.Fatal(err)
+			}
+			public.Parameters = tpm2.NewTPMUPublicParms(tpm2.TPMAlgKeyedHash, &tpm2.TPMSKeyedHashParms{Scheme: tpm2.TPMTKeyedHashScheme{
+				Scheme: tpm2.TPMAlgXOR, Details: tpm2.NewTPMUSchemeKeyedHash(tpm2.TPMAlgXOR, &tpm2.TPMSSchemeXOR{HashAlg: tpm2.TPMAlgSHA256, KDF: tpm2.TPMAlgKDF1SP800108})}})
+			k.Pubkey = tpm2.New2B(*public)
+		}},
+		{"no change", "loadable", "", func(*keyfile.TPMKey) {}},
+	}
+	for _, tt := range tests {
+		t.Run(tt.name, func(t *testing.T) {
+			key, err := keyfile.Decode(data)
+			if err != nil {
+				t.Fatal(err)
+			}
+			tt.change(key)
+			d, err := DescribeKey(key.Bytes())
+			if err != nil || d.Format != tt.format || d.Parent != uint32(key.Parent) || !strings.HasPrefix(d.Kind, "keyedHash ") {
+				t.Errorf("described as %+v, error %v", d, err)
+			}
+			_, err = parseRecord(key.Bytes())
+			if tt.words == "" {
+				if err != nil || d.Unusable != nil {
+					t.Errorf("error %v, described as %+v", err, d)
+				}
+				return
+			}
+			if !errors.Is(err, hwkey.ErrUnsupported) || !strings.Contains(err.Error(), tt.words) || d.Unusable == nil || d.Algorithm != "" {
+				t.Errorf("error %v, want ErrUnsupported that says %q; described as %+v", err, tt.words, d)
+			}
+		})
+	}
+}
+
 func FuzzParseRecord(f *testing.F) {
 	files, err := filepath.Glob("testdata/*.pem")
 	if err != nil || len(files) == 0 {
@@ -85,6 +143,10 @@ func FuzzParseRecord(f *testing.F) {
 	}
 	f.Fuzz(func(t *testing.T, data []byte) {
 		r, err := parseRecord(data)
+		d, describeErr := DescribeKey(data)
+		if usable := describeErr == nil && d.Unusable == nil; usable != (err == nil) {
+			t.Errorf("described as %+v, error %v; read with error %v", d, describeErr, err)
+		}
 		if err != nil {
 			return
 		}
@@ -92,9 +154,6 @@ func FuzzParseRecord(f *testing.F) {
 		out, err := r.marshal()
 		if err != nil {
 			t.Skip() // a time that JSON does not write
-		}
-		if r.meta.Parent == "" {
-			return // a file of other software; ours always has a pin
 		}
 		again, err := parseRecord(out)
 		if err != nil {

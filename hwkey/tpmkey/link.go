@@ -164,6 +164,7 @@ var commandNames = map[tpm2.TPMCC]string{
 	tpm2.TPMCCCreatePrimary:    "CreatePrimary",
 	tpm2.TPMCCFlushContext:     "FlushContext",
 	tpm2.TPMCCGetCapability:    "GetCapability",
+	tpm2.TPMCCHMAC:             "HMAC",
 	tpm2.TPMCCLoad:             "Load",
 	tpm2.TPMCCReadPublic:       "ReadPublic",
 	tpm2.TPMCCSign:             "Sign",

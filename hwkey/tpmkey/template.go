@@ -28,15 +28,21 @@ var primaryTemplate = tpm2.TPMTPublic{
 	Unique:     tpm2.NewTPMUPublicID(tpm2.TPMAlgECC, &tpm2.TPMSECCPoint{}),
 }
 
-// usableParent tells whether a storage key found in the TPM is as good a parent
-// as the primary key: it never leaves this TPM and has no password that counts
-// towards the lockout.
-func usableParent(public *tpm2.TPMTPublic) bool {
+// storageKey tells whether keys can be loaded under a key found in the TPM.
+func storageKey(public *tpm2.TPMTPublic) bool {
 	a := public.ObjectAttributes
-	if !a.FixedTPM || !a.FixedParent || !a.SensitiveDataOrigin || !a.UserWithAuth || !a.NoDA || !a.Restricted || !a.Decrypt || a.SignEncrypt {
+	if !a.UserWithAuth || !a.Restricted || !a.Decrypt || a.SignEncrypt {
 		return false
 	}
 	return public.NameAlg == tpm2.TPMAlgSHA256 && (public.Type == tpm2.TPMAlgECC || public.Type == tpm2.TPMAlgRSA)
+}
+
+// usableParent tells whether a storage key is as good a parent for new keys as
+// the primary key: it never leaves this TPM and has no password that counts
+// towards the lockout.
+func usableParent(public *tpm2.TPMTPublic) bool {
+	a := public.ObjectAttributes
+	return storageKey(public) && a.FixedTPM && a.FixedParent && a.SensitiveDataOrigin && a.NoDA
 }
 
 // scheme returns the one signature scheme of an algorithm.
@@ -48,8 +54,8 @@ func scheme(alg hwkey.Algorithm) tpm2.TPMTSigScheme {
 	return tpm2.TPMTSigScheme{Scheme: tpm2.TPMAlgECDSA, Details: tpm2.NewTPMUSigScheme(tpm2.TPMAlgECDSA, hash)}
 }
 
-// parameters returns the type and parameters of a key, which hold it to its one
-// scheme.
+// parameters returns the type and parameters of a key that signs, which hold it
+// to its one scheme.
 func parameters(alg hwkey.Algorithm) (tpm2.TPMTPublicParms, bool) {
 	switch alg {
 	case hwkey.ECDSAP256:
@@ -83,4 +89,19 @@ func keyTemplate(parms tpm2.TPMTPublicParms) tpm2.TPMTPublic {
 		t.Unique = tpm2.NewTPMUPublicID(tpm2.TPMAlgRSA, &tpm2.TPM2BPublicKeyRSA{})
 	}
 	return t
+}
+
+// hmacTemplate returns the template of an HMAC key.
+func hmacTemplate(imported bool) tpm2.TPMTPublic {
+	return tpm2.TPMTPublic{
+		Type:    tpm2.TPMAlgKeyedHash,
+		NameAlg: tpm2.TPMAlgSHA256,
+		ObjectAttributes: tpm2.TPMAObject{FixedTPM: true, FixedParent: true, SensitiveDataOrigin: !imported, UserWithAuth: true,
+			NoDA: true, SignEncrypt: true},
+		Parameters: tpm2.NewTPMUPublicParms(tpm2.TPMAlgKeyedHash, &tpm2.TPMSKeyedHashParms{
+			Scheme: tpm2.TPMTKeyedHashScheme{Scheme: tpm2.TPMAlgHMAC,
+				Details: tpm2.NewTPMUSchemeKeyedHash(tpm2.TPMAlgHMAC, &tpm2.TPMSSchemeHMAC{HashAlg: tpm2.TPMAlgSHA256})},
+		}),
+		Unique: tpm2.NewTPMUPublicID(tpm2.TPMAlgKeyedHash, &tpm2.TPM2BDigest{}),
+	}
 }

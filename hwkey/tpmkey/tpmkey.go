@@ -1,15 +1,21 @@
-// Package tpmkey keeps device keys in a TPM 2.0, the security chip of most PCs
-// and servers: level hwkey.Hardware.
+// Package tpmkey keeps device keys and HMAC keys in a TPM 2.0, the security chip
+// of most PCs and servers: level hwkey.Hardware.
 //
 // The TPM makes the key and encrypts it with a storage key that never leaves
 // the chip. What is left on disk is a file in the TSS2 PEM format that no other
-// TPM can use. A key is loaded once; after that a signature is one TPM command.
+// TPM can use. A key is loaded once; after that a signature or an HMAC is one
+// TPM command.
+//
+// An HMAC key is made in the TPM too, or its secret is imported: then it is
+// shared with a peer, and the TPM keeps it from being copied here.
+// [Keystore.OpenHMAC] uses HMAC keys that other software left in files.
 //
 // # What protects what
 //
-// Commands travel in one session, salted with the storage key and checked with
-// HMAC both ways: who listens on the bus to the chip sees no digest, and a
-// changed bit in a command or answer is an error. The storage key is pinned in
+// Commands travel in sessions, salted with the storage key and checked with
+// HMAC both ways: who listens on the bus to the chip sees no digest, no
+// imported secret, no message for an HMAC and no HMAC, and a changed bit in a
+// command or answer is an error. The storage key is pinned in
 // each key's file: another in its place makes its keys hwkey.ErrLost. At
 // Create, the storage key that the TPM shows is trusted on first use.
 // The keys have no password of their own: whoever may use the TPM on this
@@ -75,10 +81,10 @@ type Keystore struct {
 	link       *link
 	exclusive  bool                  // nobody else can talk to the TPM meanwhile
 	properties map[tpm2.TPMPT]uint32 // fixed for this TPM
-	session    tpm2.Session
+	sessions   [ways]*session        // nil while not started
 	parents    map[tpm2.TPMHandle]*parent
-	resident   []*key // loaded, least recently used first
-	generation int    // changes when saved contexts stop being good
+	resident   []*object // loaded, least recently used first
+	generation int       // changes when saved contexts stop being good
 	leftover   []tpm2.TPMHandle
 }
 
@@ -139,7 +145,7 @@ func (ks *Keystore) check(ctx context.Context) (about string, err error) {
 		if err != nil {
 			return err
 		}
-		return ks.withParent(h, "", func(*parent, tpm2.TPMHandle) error { return nil })
+		return ks.withParent(h, "", in, func(*parent, tpm2.TPMHandle) error { return nil })
 	})
 	return about, prefix(cmp.Or(ks.dirErr, err))
 }
@@ -156,43 +162,22 @@ func (ks *Keystore) Create(ctx context.Context, opts hwkey.CreateOptions) (hwkey
 }
 
 func (ks *Keystore) create(ctx context.Context, opts hwkey.CreateOptions) (*key, error) {
-	if ks.dirErr != nil {
-		return nil, ks.dirErr
-	}
-	if err := keydir.CheckLabel(opts.Label); err != nil {
-		return nil, err
-	}
 	alg := cmp.Or(opts.Algorithm, hwkey.ECDSAP256)
+	if alg == hwkey.HMACSHA256 {
+		return nil, fmt.Errorf("%w: an HMAC key does not sign: CreateHMAC makes it", hwkey.ErrUnsupported)
+	}
 	parms, ok := parameters(alg)
 	if !ok {
 		return nil, fmt.Errorf("%w: %q", hwkey.ErrUnsupported, alg)
 	}
-	k := &key{ks: ks, id: keydir.NewID()}
-	err := ks.do(ctx, func() (err error) {
-		k.record, err = ks.makeKey(parms)
-		return err
+	k := &key{object{ks: ks, id: keydir.NewID()}}
+	err := k.make(ctx, opts.Label, keyTemplate(parms), nil, func() error {
+		if alg == hwkey.RSA2048 {
+			return k.trial(ctx)
+		}
+		return nil
 	})
 	if err != nil {
-		return nil, err
-	}
-	k.record.meta.Label = opts.Label
-	k.record.meta.Created = time.Now().UTC().Truncate(time.Second)
-	// Loaded in a sequence of its own: its recovery must not make a second key.
-	if err := ks.do(ctx, func() error { return ks.bring(k) }); err != nil {
-		return nil, err
-	}
-	if alg == hwkey.RSA2048 {
-		err = k.trial(ctx)
-	}
-	var data []byte
-	if err == nil {
-		data, err = k.record.marshal()
-	}
-	if err == nil {
-		err = ks.dir.Write(k.id, data)
-	}
-	if err != nil {
-		k.Close()
 		return nil, err
 	}
 	return k, nil
@@ -202,25 +187,37 @@ func (ks *Keystore) create(ctx context.Context, opts hwkey.CreateOptions) (*key,
 // another or a cleared TPM, or a damaged file, gives hwkey.ErrLost; trouble in
 // reaching the TPM does not.
 func (ks *Keystore) Load(ctx context.Context, id string) (hwkey.Key, error) {
-	if err := cmp.Or(ctx.Err(), ks.dirErr); err != nil {
+	r, err := ks.read(ctx, id)
+	if err != nil {
 		return nil, prefix(err)
+	}
+	if r.algorithm == hwkey.HMACSHA256 {
+		return nil, prefix(fmt.Errorf("%s: %w: it is an HMAC key and does not sign: LoadHMAC loads it", ks.dir.Path(id), hwkey.ErrUnsupported))
+	}
+	k := &key{object{ks: ks, id: id, record: r}}
+	if err := ks.do(ctx, func() error { return ks.bring(&k.object) }); err != nil {
+		return nil, prefix(fmt.Errorf("%s: %w", ks.dir.Path(id), err))
+	}
+	return k, nil
+}
+
+// read returns what a key's file holds.
+func (ks *Keystore) read(ctx context.Context, id string) (*record, error) {
+	if err := cmp.Or(ctx.Err(), ks.dirErr); err != nil {
+		return nil, err
 	}
 	data, err := ks.dir.Read(id)
 	if err != nil {
-		return nil, prefix(fmt.Errorf("loading a key: %w", err))
+		return nil, fmt.Errorf("loading a key: %w", err)
 	}
 	r, err := parseRecord(data)
 	if err != nil {
 		if !errors.Is(err, hwkey.ErrUnsupported) {
 			err = lost("the file is damaged: %w", err)
 		}
-		return nil, prefix(fmt.Errorf("%s: %w", ks.dir.Path(id), err))
+		return nil, fmt.Errorf("%s: %w", ks.dir.Path(id), err)
 	}
-	k := &key{ks: ks, id: id, record: r}
-	if err := ks.do(ctx, func() error { return ks.bring(k) }); err != nil {
-		return nil, prefix(fmt.Errorf("%s: %w", ks.dir.Path(id), err))
-	}
-	return k, nil
+	return r, nil
 }
 
 // List describes all keys, oldest first, without asking the TPM. A damaged file
@@ -291,13 +288,14 @@ func (ks *Keystore) Commands() map[string]int {
 }
 
 func (r *record) info(id string) hwkey.Info {
-	return hwkey.Info{ID: id, Level: hwkey.Hardware, Detail: detail, Algorithm: r.algorithm, Label: r.meta.Label, Created: r.meta.Created}
+	return hwkey.Info{ID: id, Level: hwkey.Hardware, Detail: detail, Algorithm: r.algorithm, Label: r.meta.Label,
+		Created: r.meta.Created, Imported: r.imported}
 }
 
-// key is a key that the TPM keeps. It holds nothing secret.
-type key struct {
+// object is a key that the TPM keeps, of any kind. It holds nothing secret.
+type object struct {
 	ks     *Keystore
-	id     string
+	id     string // empty if it has no file in the keystore's directory
 	record *record
 
 	// Guarded by the keystore's lock.
@@ -307,23 +305,65 @@ type key struct {
 	closed     bool
 }
 
-func (k *key) Info() hwkey.Info         { return k.record.info(k.id) }
-func (k *key) Public() crypto.PublicKey { return k.record.key }
-func (k *key) String() string {
-	return "tpmkey " + k.id + " (" + hex.EncodeToString(k.record.name.Buffer) + ")"
+// make makes a new key of this template in the TPM, loads it, tries it and
+// writes its file. secret is as for makeKey.
+func (o *object) make(ctx context.Context, label string, template tpm2.TPMTPublic, secret []byte, try func() error) error {
+	ks := o.ks
+	if ks.dirErr != nil {
+		return ks.dirErr
+	}
+	if err := keydir.CheckLabel(label); err != nil {
+		return err
+	}
+	err := ks.do(ctx, func() (err error) {
+		o.record, err = ks.makeKey(template, secret)
+		return err
+	})
+	if err != nil {
+		return err
+	}
+	o.record.meta.Label = label
+	o.record.meta.Created = time.Now().UTC().Truncate(time.Second)
+	// Loaded in a sequence of its own: its recovery must not make a second key.
+	if err := ks.do(ctx, func() error { return ks.bring(o) }); err != nil {
+		return err
+	}
+	err = try()
+	var data []byte
+	if err == nil {
+		data, err = o.record.marshal()
+	}
+	if err == nil {
+		err = ks.dir.Write(o.id, data)
+	}
+	if err != nil {
+		o.Close()
+	}
+	return err
+}
+
+func (o *object) Info() hwkey.Info { return o.record.info(o.id) }
+
+func (o *object) String() string {
+	return "tpmkey " + o.id + " (" + hex.EncodeToString(o.record.name.Buffer) + ")"
 }
 
 // Close unloads the key.
-func (k *key) Close() error {
-	k.ks.lock <- struct{}{}
-	defer func() { <-k.ks.lock }()
-	k.closed, k.saved = true, nil
-	if i := slices.Index(k.ks.resident, k); i >= 0 {
-		k.ks.resident = slices.Delete(k.ks.resident, i, i+1)
-		k.ks.flush(k.handle)
+func (o *object) Close() error {
+	o.ks.lock <- struct{}{}
+	defer func() { <-o.ks.lock }()
+	o.closed, o.saved = true, nil
+	if i := slices.Index(o.ks.resident, o); i >= 0 {
+		o.ks.resident = slices.Delete(o.ks.resident, i, i+1)
+		o.ks.flush(o.handle)
 	}
 	return nil
 }
+
+// key is a key that signs.
+type key struct{ object }
+
+func (k *key) Public() crypto.PublicKey { return k.record.key }
 
 func prefix(err error) error {
 	if err == nil {

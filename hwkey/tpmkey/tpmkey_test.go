@@ -3,13 +3,20 @@
 package tpmkey_test
 
 import (
+	"bytes"
 	"context"
+	"crypto/hmac"
+	"crypto/sha256"
 	"errors"
+	"fmt"
 	"io"
+	"maps"
 	"os"
 	"path/filepath"
 	"strings"
 	"testing"
+
+	"github.com/google/go-tpm/tpm2"
 
 	"github.com/limpet-auth/limpet/hwkey"
 	"github.com/limpet-auth/limpet/hwkey/tpmkey"
@@ -45,6 +52,97 @@ func sign(t *testing.T, key hwkey.Key) {
 	}
 }
 
+// kind is what must hold for keys that sign and for HMAC keys alike.
+type kind struct {
+	name    string
+	command tpm2.TPMCC // that uses a key
+	doing   string     // what errors say was tried
+	create  func(*testing.T, *tpmkey.Keystore) usable
+	load    func(*tpmkey.Keystore, string) (usable, error)
+}
+
+// usable is a key of either kind. use gives an error also if the result is not
+// what it was or must be.
+type usable struct {
+	id    string
+	use   func() error
+	close func() error
+}
+
+func (u usable) mustWork(t *testing.T) {
+	t.Helper()
+	if err := u.use(); err != nil {
+		t.Fatal(err)
+	}
+}
+
+var signingKeys = kind{"signing", tpm2.TPMCCSign, "signing",
+	func(t *testing.T, ks *tpmkey.Keystore) usable { return usableKey(create(t, ks, hwkey.ECDSAP256)) },
+	func(ks *tpmkey.Keystore, id string) (usable, error) {
+		key, err := ks.Load(context.Background(), id)
+		if err != nil {
+			return usable{}, err
+		}
+		return usableKey(key), nil
+	},
+}
+
+// errWrong means that a key gave a result, and a wrong one.
+var errWrong = errors.New("the result is wrong")
+
+func usableKey(key hwkey.Key) usable {
+	return usable{key.Info().ID, func() error {
+		err := limpettest.SignAndVerify(key, key.Public(), []byte("message"))
+		if inner := errors.Unwrap(err); inner != nil {
+			return inner // of Sign
+		}
+		if err != nil {
+			return errWrong
+		}
+		return nil
+	}, key.Close}
+}
+
+var hmacKeys = kind{"HMAC", tpm2.TPMCCHMAC, "computing an HMAC",
+	func(t *testing.T, ks *tpmkey.Keystore) usable {
+		t.Helper()
+		key, err := ks.ImportHMAC(t.Context(), hmacSecret, "")
+		if err != nil {
+			t.Fatalf("ImportHMAC: %v", err)
+		}
+		return usableHMAC(key)
+	},
+	func(ks *tpmkey.Keystore, id string) (usable, error) {
+		key, err := ks.LoadHMAC(context.Background(), id)
+		if err != nil {
+			return usable{}, err
+		}
+		return usableHMAC(key), nil
+	},
+}
+
+var kinds = []kind{signingKeys, hmacKeys}
+
+var hmacSecret = []byte("a secret that a peer has too")
+
+func usableHMAC(key hwkey.HMACKey) usable {
+	return usable{key.Info().ID, func() error { return checkHMAC(key, hmacSecret, []byte("message")) }, key.Close}
+}
+
+// checkHMAC checks a key against the secret that it must hold.
+func checkHMAC(key hwkey.HMACKey, secret, message []byte) error {
+	mac, err := key.HMAC(context.Background(), message)
+	if err != nil {
+		return err
+	}
+	want := hmac.New(sha256.New, secret)
+	want.Write(message)
+	if !bytes.Equal(mac, want.Sum(nil)) {
+		return fmt.Errorf("%w: HMAC is %x, want %x", errWrong, mac, want.Sum(nil))
+	}
+	return nil
+}
+
 // wantWords checks that err is told in these words.
 func wantWords(t *testing.T, err error, words ...string) {
 	t.Helper()
@@ -73,7 +171,7 @@ func TestKeystore(t *testing.T) {
 	for _, tt := range tests {
 		t.Run(tt.name, func(t *testing.T) {
 			c := tt.config(t)
-			limpettest.Keystore(t, supported, func(t *testing.T, dir string) hwkey.Keystore {
+			limpettest.Keystore(t, append(supported, hwkey.HMACSHA256), func(t *testing.T, dir string) hwkey.Keystore {
 				c.Dir = dir
 				return tpmkey.New(c)
 			})
@@ -81,25 +179,42 @@ func TestKeystore(t *testing.T) {
 	}
 }
 
-// A signature with a loaded key is one command and nothing else.
-func TestOneCommandPerSignature(t *testing.T) {
-	for _, alg := range supported {
-		t.Run(string(alg), func(t *testing.T) {
+// A signature or an HMAC with a loaded key is one command and nothing else,
+// also when both kinds take turns.
+func TestOneCommandPerUse(t *testing.T) {
+	rsa := signingKeys
+	rsa.name = "RSA"
+	rsa.create = func(t *testing.T, ks *tpmkey.Keystore) usable { return usableKey(create(t, ks, hwkey.RSA2048)) }
+	for _, tt := range []struct {
+		name  string
+		kinds []kind
+		want  map[string]int
+	}{
+		{"ECDSA", []kind{signingKeys}, map[string]int{"Sign": 10}},
+		{"RSA", []kind{rsa}, map[string]int{"Sign": 10}},
+		{"HMAC", []kind{hmacKeys}, map[string]int{"HMAC": 10}},
+		{"both", kinds, map[string]int{"Sign": 10, "HMAC": 10}},
+	} {
+		t.Run(tt.name, func(t *testing.T) {
 			ks := open(t, limpettest.SoftTPM(t).Dial)
-			key := create(t, ks, alg)
+			var keys []usable
+			for _, kind := range tt.kinds {
+				keys = append(keys, kind.create(t, ks))
+			}
 			before := ks.Commands()
 			for range 10 {
-				sign(t, key)
-			}
-			after := ks.Commands()
-			if got := after["Sign"] - before["Sign"]; got != 10 {
-				t.Errorf("%d Sign commands for 10 signatures", got)
-			}
-			after["Sign"] = before["Sign"]
-			for name, n := range after {
-				if n != before[name] {
-					t.Errorf("10 signatures took %d %s commands", n-before[name], name)
+				for _, key := range keys {
+					key.mustWork(t)
 				}
+			}
+			got := map[string]int{}
+			for name, n := range ks.Commands() {
+				if n > before[name] {
+					got[name] = n - before[name]
+				}
+			}
+			if !maps.Equal(got, tt.want) {
+				t.Errorf("10 rounds took the commands %v, want %v", got, tt.want)
 			}
 		})
 	}
@@ -119,26 +234,45 @@ func TestCommandsOfAKey(t *testing.T) {
 	}
 }
 
+func TestCommandsOfAnHMACKey(t *testing.T) {
+	ks := open(t, limpettest.SoftTPM(t).Dial)
+	hmacKeys.create(t, ks).mustWork(t)
+	hmacKeys.create(t, ks).mustWork(t)
+	got := ks.Commands()
+	for name, want := range map[string]int{"CreatePrimary": 1, "StartAuthSession": 1, "Create": 2, "Load": 2, "HMAC": 4} { // a trial each
+		if got[name] != want {
+			t.Errorf("%d %s commands for two keys, want %d", got[name], name, want)
+		}
+	}
+}
+
 // More keys than a TPM holds, one parent, and room left for it.
 func TestManyKeys(t *testing.T) {
 	b := newBus(t)
 	ks := open(t, b.Dial)
-	var ids []string
-	for range 6 { // more than a TPM holds
-		ids = append(ids, create(t, ks, hwkey.ECDSAP256).Info().ID)
+	type made struct {
+		kind kind
+		key  usable
 	}
-	for _, id := range ids {
-		key, err := ks.Load(t.Context(), id)
+	var keys []made
+	for i := range 8 { // more than a TPM holds
+		kind := kinds[i/2%2]
+		keys = append(keys, made{kind, kind.create(t, ks)})
+	}
+	for _, m := range append(keys, keys...) {
+		again, err := m.kind.load(ks, m.key.id)
 		if err != nil {
 			t.Fatal(err)
 		}
-		sign(t, key)
+		again.mustWork(t)
+		m.key.mustWork(t)
 		if objects, _ := b.loaded(t); len(objects) > 2 {
 			t.Errorf("%d objects loaded, want room for another", len(objects))
 		}
 	}
-	if n := ks.Commands()["CreatePrimary"]; n != 1 {
-		t.Errorf("%d CreatePrimary commands, want 1", n)
+	commands := ks.Commands()
+	if commands["CreatePrimary"] != 1 || commands["StartAuthSession"] != 2 {
+		t.Errorf("commands %v, want one CreatePrimary and two sessions", commands)
 	}
 }
 

@@ -3,6 +3,7 @@
 package tpmkey_test
 
 import (
+	"bytes"
 	"context"
 	"crypto"
 	"encoding/binary"
@@ -86,6 +87,26 @@ func TestFullOfSessions(t *testing.T) {
 	sign(t, create(t, ks, hwkey.ECDSAP256))
 }
 
+// Both kinds of keys want a session each. One does for both where others hold
+// the rest, and none of theirs is missing.
+func TestOneSessionForTwoKinds(t *testing.T) {
+	b := newBus(t)
+	ks := open(t, b.Dial)
+	ks.Describe(t.Context()) // connects
+	for range 2 {
+		b.startForeign(t)
+	}
+	key, hmacKey := signingKeys.create(t, ks), hmacKeys.create(t, ks)
+	for range 3 {
+		key.mustWork(t)
+		hmacKey.mustWork(t)
+	}
+	if _, sessions := b.loaded(t); len(sessions) != 3 {
+		t.Errorf("%d sessions loaded, want theirs and one of ours", len(sessions))
+	}
+	b.startForeignFails(t)
+}
+
 // What a program left in an swtpm when it was killed does not block the next.
 func TestLeftovers(t *testing.T) {
 	addr := limpettest.SoftTPMAt(t, "unix")
@@ -111,6 +132,7 @@ func TestNothingStaysLoaded(t *testing.T) {
 	ks := open(t, b.Dial)
 	for range 3 {
 		sign(t, create(t, ks, hwkey.ECDSAP256))
+		hmacKeys.create(t, ks).mustWork(t)
 	}
 	for _, cc := range []tpm2.TPMCC{tpm2.TPMCCCreate, tpm2.TPMCCLoad, tpm2.TPMCCContextLoad, tpm2.TPMCCStartAuthSession} {
 		ctx, cancel := context.WithCancel(t.Context())
@@ -121,6 +143,7 @@ func TestNothingStaysLoaded(t *testing.T) {
 			return nil
 		}
 		ks.Create(ctx, hwkey.CreateOptions{})
+		ks.CreateHMAC(ctx, "")
 		cancel()
 		b.command = func(got tpm2.TPMCC, _ []byte) []byte {
 			if got == cc {
@@ -129,14 +152,15 @@ func TestNothingStaysLoaded(t *testing.T) {
 			return nil
 		}
 		ks.Create(t.Context(), hwkey.CreateOptions{})
+		ks.CreateHMAC(t.Context(), "")
 		b.command = nil
 	}
 	key := create(t, ks, hwkey.ECDSAP256)
 	sign(t, key)
 	key.Close()
 	objects, sessions := b.loaded(t)
-	if len(objects) > 2 || len(sessions) > 1 {
-		t.Errorf("%d objects and %d sessions loaded, want at most 2 and 1", len(objects), len(sessions))
+	if len(objects) > 2 || len(sessions) > 2 {
+		t.Errorf("%d objects and %d sessions loaded, want at most 2 and 2", len(objects), len(sessions))
 	}
 	// The TPM's own view just before the connection is closed.
 	flushed := make(chan bool, 1)
@@ -298,6 +322,7 @@ func TestLockout(t *testing.T) {
 	b := newBus(t)
 	ks := open(t, b.Dial)
 	key := create(t, ks, hwkey.ECDSAP256)
+	hmacKey := hmacKeys.create(t, ks)
 	// Another program's key, which does count, and one wrong password too many.
 	template := tpm2.ECCSRKTemplate
 	template.ObjectAttributes.NoDA = false
@@ -332,15 +357,72 @@ func TestLockout(t *testing.T) {
 	}
 	sign(t, key)
 	sign(t, create(t, ks, hwkey.ECDSAP256))
+	hmacKey.mustWork(t)
+	hmacKeys.create(t, ks)
 
 	b.command = func(cc tpm2.TPMCC, _ []byte) []byte {
-		if cc == tpm2.TPMCCSign {
+		if cc == tpm2.TPMCCSign || cc == tpm2.TPMCCHMAC {
 			return answer(tpm2.TPMRCLockout)
 		}
 		return nil
 	}
 	_, err = key.Sign(nil, make([]byte, 32), crypto.SHA256)
 	wantWords(t, err, "locked", "wait")
+	wantWords(t, hmacKey.use(), "locked", "wait")
+}
+
+// Not every TPM has TPM2_HMAC or takes long messages. One that computes wrongly
+// is found when a secret is imported and not by the peer.
+func TestPoorHMAC(t *testing.T) {
+	b := newBus(t)
+	dir := t.TempDir()
+	ks := openDir(t, dir, b.Dial)
+	b.command = func(cc tpm2.TPMCC, _ []byte) []byte {
+		if cc == tpm2.TPMCCHMAC {
+			return answer(tpm2.TPMRCCommandCode)
+		}
+		return nil
+	}
+	_, err := ks.CreateHMAC(t.Context(), "")
+	wantWords(t, err, "does not have TPM2_HMAC")
+	if !errors.Is(err, hwkey.ErrUnsupported) {
+		t.Errorf("error %v, want ErrUnsupported", err)
+	}
+	b.command = nil
+	ks.Close()
+
+	// TPM_PT_INPUT_BUFFER, Part 2, 6.13, after its tag and a value of 1024.
+	b.response = func(cc tpm2.TPMCC, r []byte) []byte {
+		if cc == tpm2.TPMCCGetCapability {
+			return bytes.Replace(r, []byte{0, 0, 1, 0x0d, 0, 0, 4, 0}, []byte{0, 0, 1, 0x0d, 0, 0, 2, 0}, 1)
+		}
+		return r
+	}
+	key, err := ks.CreateHMAC(t.Context(), "")
+	if err != nil {
+		t.Fatal(err)
+	}
+	if _, err := key.HMAC(t.Context(), make([]byte, 512)); err != nil {
+		t.Error(err)
+	}
+	_, err = key.HMAC(t.Context(), make([]byte, 513))
+	wantWords(t, err, "513 bytes", "at most 512")
+	b.response = nil
+
+	// What the TPM got is not what it is tried against.
+	secret := bytes.Clone(hmacSecret)
+	b.command = func(cc tpm2.TPMCC, _ []byte) []byte {
+		if cc == tpm2.TPMCCLoad {
+			secret[0] ^= 1
+		}
+		return nil
+	}
+	_, err = ks.ImportHMAC(t.Context(), secret, "")
+	wantWords(t, err, "trial HMAC", "wrong")
+	b.command = nil
+	if infos, err := ks.List(t.Context()); err != nil || len(infos) != 1 {
+		t.Errorf("List is %v, error %v; want the one good key", infos, err)
+	}
 }
 
 // Keys of a cleared or another TPM are lost, and new ones can be made.
@@ -358,45 +440,51 @@ func TestLost(t *testing.T) {
 		{"replaced", func(t *testing.T, b *bus) { b.tpm = limpettest.SoftTPM(t) }},
 	}
 	for _, tt := range tests {
-		t.Run(tt.name, func(t *testing.T) {
-			b := newBus(t)
-			dir := t.TempDir()
-			ks := openDir(t, dir, b.Dial)
-			old := create(t, ks, hwkey.ECDSAP256)
-			tt.change(t, b)
-			ks.Close()
-			_, err := ks.Load(t.Context(), old.Info().ID)
-			if !errors.Is(err, hwkey.ErrLost) {
-				t.Errorf("Load: error %v, want ErrLost", err)
-			}
-			wantWords(t, err, "cleared", "log in again")
-			if _, err := old.Sign(nil, make([]byte, 32), crypto.SHA256); !errors.Is(err, hwkey.ErrLost) {
-				t.Errorf("Sign: error %v, want ErrLost", err)
-			}
-			d, err := ks.Describe(t.Context())
-			if err != nil || d.Keys != 1 || d.Foreign != 1 {
-				t.Errorf("described as %+v, error %v", d, err)
-			}
-			sign(t, create(t, ks, hwkey.ECDSAP256))
-		})
+		for _, kind := range kinds {
+			t.Run(tt.name+" "+kind.name, func(t *testing.T) {
+				b := newBus(t)
+				dir := t.TempDir()
+				ks := openDir(t, dir, b.Dial)
+				old := kind.create(t, ks)
+				tt.change(t, b)
+				ks.Close()
+				_, err := kind.load(ks, old.id)
+				if !errors.Is(err, hwkey.ErrLost) {
+					t.Errorf("loading: error %v, want ErrLost", err)
+				}
+				wantWords(t, err, "cleared", "log in again")
+				if err := old.use(); !errors.Is(err, hwkey.ErrLost) {
+					t.Errorf("using: error %v, want ErrLost", err)
+				}
+				d, err := ks.Describe(t.Context())
+				if err != nil || d.Keys != 1 || d.Foreign != 1 {
+					t.Errorf("described as %+v, error %v", d, err)
+				}
+				kind.create(t, ks).mustWork(t)
+			})
+		}
 	}
 }
 
 // Without the pin too: a file that other software made has none.
 func TestLostWithoutPin(t *testing.T) {
-	b := newBus(t)
-	dir := t.TempDir()
-	ks := openDir(t, dir, b.Dial)
-	key := create(t, ks, hwkey.ECDSAP256)
-	stripMetadata(t, filepath.Join(dir, key.Info().ID+".tpm"))
-	ks.Close()
-	if _, err := ks.Load(t.Context(), key.Info().ID); err != nil {
-		t.Fatal(err)
-	}
-	b.tpm = limpettest.SoftTPM(t)
-	ks.Close()
-	if _, err := ks.Load(t.Context(), key.Info().ID); !errors.Is(err, hwkey.ErrLost) {
-		t.Errorf("error %v, want ErrLost", err)
+	for _, kind := range kinds {
+		t.Run(kind.name, func(t *testing.T) {
+			b := newBus(t)
+			dir := t.TempDir()
+			ks := openDir(t, dir, b.Dial)
+			key := kind.create(t, ks)
+			stripMetadata(t, filepath.Join(dir, key.id+".tpm"))
+			ks.Close()
+			if _, err := kind.load(ks, key.id); err != nil {
+				t.Fatal(err)
+			}
+			b.tpm = limpettest.SoftTPM(t)
+			ks.Close()
+			if _, err := kind.load(ks, key.id); !errors.Is(err, hwkey.ErrLost) {
+				t.Errorf("error %v, want ErrLost", err)
+			}
+		})
 	}
 }
 
@@ -418,19 +506,21 @@ func TestHandlesTaken(t *testing.T) {
 		},
 	}
 	for name, take := range taken {
-		t.Run(name, func(t *testing.T) {
-			b := newBus(t)
-			ks := open(t, b.Dial)
-			key := create(t, ks, hwkey.ECDSAP256)
-			sign(t, key)
-			objects, sessions := b.loaded(t)
-			if len(objects) != 1 || len(sessions) != 1 {
-				t.Fatalf("%d objects and %d sessions loaded, want one each", len(objects), len(sessions))
-			}
-			take(t, b, objects[0], sessions[0])
-			sign(t, key)
-			sign(t, create(t, ks, hwkey.ECDSAP256))
-		})
+		for _, kind := range kinds {
+			t.Run(name+" "+kind.name, func(t *testing.T) {
+				b := newBus(t)
+				ks := open(t, b.Dial)
+				key := kind.create(t, ks)
+				key.mustWork(t)
+				objects, sessions := b.loaded(t)
+				if len(objects) != 1 || len(sessions) != 1 {
+					t.Fatalf("%d objects and %d sessions loaded, want one each", len(objects), len(sessions))
+				}
+				take(t, b, objects[0], sessions[0])
+				key.mustWork(t)
+				kind.create(t, ks).mustWork(t)
+			})
+		}
 	}
 }
 
@@ -443,10 +533,14 @@ func TestBrokenConnection(t *testing.T) {
 		conn, err = net.Dial("unix", path)
 		return conn, err
 	})
-	key := create(t, ks, hwkey.ECDSAP256)
+	key, hmacKey := signingKeys.create(t, ks), hmacKeys.create(t, ks)
 	for range 5 {
 		conn.Close()
-		sign(t, key)
+		key.mustWork(t)
+		hmacKey.mustWork(t)
+		conn.Close()
+		hmacKey.mustWork(t)
+		key.mustWork(t)
 	}
 }
 
@@ -464,24 +558,26 @@ func TestOddAnswers(t *testing.T) {
 		"zeros":       func(b []byte) []byte { clear(b[10:]); return b },
 	}
 	for name, change := range odd {
-		t.Run(name, func(t *testing.T) {
-			b := newBus(t)
-			ks := open(t, b.Dial)
-			key := create(t, ks, hwkey.ECDSAP256)
-			b.response = func(cc tpm2.TPMCC, r []byte) []byte {
-				if cc == tpm2.TPMCCSign {
-					return change(r)
+		for _, kind := range kinds {
+			t.Run(name+" "+kind.name, func(t *testing.T) {
+				b := newBus(t)
+				ks := open(t, b.Dial)
+				key := kind.create(t, ks)
+				b.response = func(cc tpm2.TPMCC, r []byte) []byte {
+					if cc == kind.command {
+						return change(r)
+					}
+					return r
 				}
-				return r
-			}
-			_, err := key.Sign(nil, make([]byte, 32), crypto.SHA256)
-			wantWords(t, err, "signing")
-			if errors.Is(err, hwkey.ErrLost) {
-				t.Errorf("error %v says the key is lost", err)
-			}
-			b.response = nil
-			sign(t, key)
-		})
+				err := key.use()
+				wantWords(t, err, kind.doing)
+				if errors.Is(err, hwkey.ErrLost) {
+					t.Errorf("error %v says the key is lost", err)
+				}
+				b.response = nil
+				key.mustWork(t)
+			})
+		}
 	}
 }
 

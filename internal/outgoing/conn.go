@@ -9,6 +9,7 @@ import (
 	"net"
 	"net/http"
 	"net/http/httptrace"
+	"runtime"
 	"sync"
 	"time"
 	"weak"
@@ -17,7 +18,6 @@ import (
 const (
 	maxMoves = 16                     // times that one request is begun, as connections break
 	maxPause = 250 * time.Millisecond // between them
-	maxConns = 256                    // that a PerConn keeps values for
 )
 
 // errMoved calls a request back that was about to go out on another connection
@@ -143,8 +143,8 @@ func (c *canceling) Close() error {
 	return err
 }
 
-// PerConn keeps a value for each TLS connection, of the 256 at most that were
-// used lately, without keeping the connections. It is safe for concurrent use.
+// PerConn keeps a value for each TLS connection for as long as somebody keeps the
+// connection, which the value must not. It is safe for concurrent use.
 type PerConn[V any] struct {
 	mu     sync.Mutex
 	values map[weak.Pointer[tls.Conn]]V
@@ -170,17 +170,13 @@ func (p *PerConn[V]) Of(conn net.Conn, create func() (V, error)) (V, error) {
 	if p.values == nil {
 		p.values = make(map[weak.Pointer[tls.Conn]]V)
 	}
-	for other := range p.values {
-		if other.Value() == nil {
-			delete(p.values, other)
-		}
-	}
-	for other := range p.values { // any one will do: map order is random
-		if len(p.values) < maxConns {
-			break
-		}
-		delete(p.values, other)
-	}
 	p.values[name] = v
+	runtime.AddCleanup(usual, p.forget, name)
 	return v, nil
+}
+
+func (p *PerConn[V]) forget(name weak.Pointer[tls.Conn]) {
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	delete(p.values, name)
 }

@@ -18,7 +18,9 @@ import (
 const maxMemory = 1 << 20
 
 // Message returns a request as the server will see it. digest is that of its
-// body, nil if it has none. The message shares the request's header.
+// body, nil if it has none. The message shares the request's header. A host with
+// the zone of an IPv6 address (RFC 6874, 4) is set without it: net/http sends the
+// zone over HTTP/2, and over HTTP/1.1 it does not.
 func Message(req *http.Request, digest *[sha256.Size]byte) *proof.Message {
 	m := &proof.Message{
 		Method:  req.Method,
@@ -34,13 +36,16 @@ func Message(req *http.Request, digest *[sha256.Size]byte) *proof.Message {
 	if host == "" {
 		host = req.URL.Host
 	}
-	m.Authority = proof.Authority(m.Scheme, withoutZone(host))
+	bare := withoutZone(host)
+	if bare != host {
+		req.Host = bare
+	}
+	m.Authority = proof.Authority(m.Scheme, bare)
 	m.Path, m.RawQuery, _ = strings.Cut(req.URL.RequestURI(), "?")
 	return m
 }
 
-// withoutZone returns a host without the zone of an IPv6 address, which net/http
-// does not send (RFC 6874, 4).
+// withoutZone returns a host without the zone of an IPv6 address.
 func withoutZone(host string) string {
 	from, to := strings.IndexByte(host, '%'), strings.IndexByte(host, ']')
 	if from < 0 || to < from || host[0] != '[' {

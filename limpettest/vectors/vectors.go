@@ -16,7 +16,7 @@
 // for the reason that is given. Members with the name "server" say what it knows
 // and wants when the request comes.
 //
-// # What both files have
+// # What httpsig.json and dpop.json have
 //
 // Values are hex in lower case unless a member is the text of a field, which is
 // as it is sent. Times are Unix seconds.
@@ -116,6 +116,50 @@
 // base64url. An entry whose Authorization has another session's token is for a
 // session that is bound to the same key.
 //
+// # channel.json
+//
+// Tokens that live for one TLS connection, package channel. No connection is in
+// the file: exported stands for what both ends export from theirs. Comment, keys
+// and the parts of a request are as above.
+//
+//	tokens           in the profile of Limpet
+//	  name
+//	  client         its name, as the server's keyring has it
+//	  secret         shared with the server; absent of a key pair
+//	  key            the key pair, in keys; absent of a secret
+//	  algorithm, authority, form
+//	                 what the token is for
+//	  exporter_label, exporter_context
+//	                 what is given to the TLS exporter, for 32 bytes
+//	  exported       those
+//	  root           HMAC-SHA256 under secret of "limpet channel secret 1", a zero
+//	                 byte and exported
+//	  derived        HMAC-SHA256 under root of "limpet channel ", the member's name,
+//	                 " 1" and a zero byte: token is the tag of a token, jwt and jwe
+//	                 are keys, request is the key of the MACs of requests
+//	  statement      of a token of a key pair, what it signs
+//	  claim          of a JWT of a key pair, its claim limpet_exporter
+//	  now            the server's time
+//	  jwt_header, jwt_claims
+//	                 the JSON that is signed
+//	  jwt            the JWT, which of form jwe is encrypted under jwe
+//	  jwe_header, iv what it is encrypted with
+//	  token          behind Bearer and a blank in Authorization
+//	request          a request that is covered by a MAC of its own
+//	  token          what it carries, in tokens
+//	  now, method, scheme, authority, path, query, fields, body
+//	                 the request
+//	  keyid, nonce   of the signature
+//	  base           the signature base: lines, with a line feed between them
+//	  signature_input, signature
+//	                 the values of both fields, which fields has too
+//	sample           in the sample profile, whose label and contexts are not ours
+//	  client, secret as above
+//	  exported       what is exported for the token, and here for the keys too
+//	  tag, token     the token, and as it is sent in apikey
+//	  jwt_key        the key that signs, and here encrypts too
+//	  jwt, iv, jwe   what is sent behind Bearer, without and with encryption
+//
 // # refused
 //
 //	name        what is wrong
@@ -141,11 +185,44 @@
 // than the signature, the signature is made anew and fits: the changes then set
 // the field Signature, or DPoP, too. So the order in which a server makes its
 // checks does not matter, but where a key cannot be used at all.
+//
+// # handshake.json
+//
+// Limpet's handshake, package handshake. A server with the secret or the keys that
+// has sent the greeting answers the hello with the answer, up to the random parts
+// of its signature, and refuses each hello of refused.
+//
+//	handshakes
+//	  name        refused entries refer to it
+//	  suite, flags, client, server, version
+//	              what the hello says; version is that of the secret
+//	  secret      of suites 1 and 2, or
+//	  keys        of suite 3
+//	    …_algorithm, …_private, …_public
+//	              the ends' own keys, in the forms of keys above
+//	    …_ephemeral
+//	              the private keys of the agreement, on X25519
+//	  exported    the 32 bytes exported from the TLS connection, if the flags say so
+//	  greeting, hello, answer
+//	              the messages; ECDSA signatures are made as RFC 6979 says
+//	  transcript  what the key is derived from
+//	  z           of suite 3 what X25519 gives
+//	  key         the secret of the handshake
+//	  session     the session's ID
+//	  records     if the flags say so, the first records of each end
+//	    from        client or server
+//	    data        as text; the last record, which ends the direction, has none
+//	    record      header, data and tag
+//	refused
+//	  name        what is wrong
+//	  of          the handshake whose greeting and server it is for
+//	  hello       in place of that one's. Its proof fits, but where the name says
+//	              otherwise
 package vectors
 
 import "embed"
 
-// Files holds httpsig.json and dpop.json.
+// Files holds channel.json, dpop.json, handshake.json and httpsig.json.
 //
 //go:embed *.json
 var Files embed.FS

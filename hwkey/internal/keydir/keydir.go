@@ -63,6 +63,14 @@ func CheckLabel(label string) error {
 	return nil
 }
 
+// CheckSecret refuses secrets for HMAC keys that are too short or too long.
+func CheckSecret(secret []byte) error {
+	if n := len(secret); n < hwkey.MinHMACSecret || n > hwkey.MaxHMACSecret {
+		return fmt.Errorf("a secret of %d bytes, want %d (%d bits) to %d", n, hwkey.MinHMACSecret, 8*hwkey.MinHMACSecret, hwkey.MaxHMACSecret)
+	}
+	return nil
+}
+
 // Path returns the file of the key with this id.
 func (d Dir) Path(id string) string { return filepath.Join(d.Name, id+d.Ext) }
 

@@ -61,6 +61,18 @@ func TestDir(t *testing.T) {
 	}
 }
 
+func TestCheckSecret(t *testing.T) {
+	for n, ok := range map[int]bool{0: false, 15: false, 16: true, 128: true, 129: false} {
+		err := CheckSecret(make([]byte, n))
+		if (err == nil) != ok {
+			t.Errorf("%d bytes: error %v", n, err)
+		}
+		if err != nil && !strings.Contains(err.Error(), "16 (128 bits) to 128") {
+			t.Errorf("error %q does not say what is wanted", err)
+		}
+	}
+}
+
 func TestState(t *testing.T) {
 	t.Setenv("XDG_STATE_HOME", filepath.FromSlash("/state"))
 	if dir, err := State(); err != nil || filepath.IsAbs("/state") && dir != "/state/limpet" {

@@ -1,0 +1,185 @@
+package gateway
+
+import (
+	"fmt"
+	"net"
+	"net/http"
+	"net/http/httputil"
+	"net/netip"
+	"slices"
+	"strings"
+
+	"github.com/limpet-auth/limpet"
+)
+
+// Names are those of the headers by which the app learns who is there. A name of
+// "-" sends none; "" is the default.
+type Names struct {
+	User    string // the user's name, if the login gave one; default Remote-User
+	Level   string // the session's level, see [limpet.Level]; default Limpet-Level
+	Session string // the session's ID: it stays the same if the app replaces the token; default Limpet-Session
+	Key     string // the device key's thumbprint; default Limpet-Key
+	Client  string // the client that the TLS connection belongs to, where the rule asks for one; default Limpet-Client-Name
+}
+
+func (n *Names) setDefaults() error {
+	var all []string
+	for _, name := range []struct {
+		value *string
+		usual string
+	}{{&n.User, "Remote-User"}, {&n.Level, "Limpet-Level"}, {&n.Session, "Limpet-Session"}, {&n.Key, "Limpet-Key"}, {&n.Client, "Limpet-Client-Name"}} {
+		switch *name.value {
+		case "":
+			*name.value = name.usual
+		case "-":
+			*name.value = ""
+			continue
+		}
+		*name.value = http.CanonicalHeaderKey(*name.value)
+		text := normal(*name.value)
+		if len(text) > 64 || strings.Trim(text, "abcdefghijklmnopqrstuvwxyz0123456789_") != "" || slices.Contains(all, text) || reserved(text) {
+			return fmt.Errorf("%.40q cannot be the name of a header for the app", *name.value)
+		}
+		all = append(all, text)
+	}
+	return nil
+}
+
+// reserved reports whether a header has a meaning of its own that an identity
+// would spoil.
+func reserved(name string) bool {
+	return slices.Contains([]string{"host", "cookie", "authorization", "content_length", "content_type", "transfer_encoding",
+		"connection", "upgrade", "te", "trailer", "expect"}, name) || strings.HasPrefix(name, "x_forwarded_")
+}
+
+// normal returns what CGI and its kin make of a header's name: letters of one
+// case, and "_" for all that is neither letter nor digit.
+func normal(name string) string {
+	b := []byte(name)
+	for i, c := range b {
+		b[i] = normalByte(c)
+	}
+	return string(b)
+}
+
+func normalByte(c byte) byte {
+	switch {
+	case c >= 'A' && c <= 'Z':
+		return c + 'a' - 'A'
+	case c >= 'a' && c <= 'z', c >= '0' && c <= '9', c >= 0x80:
+		return c
+	}
+	return '_'
+}
+
+// Fields that only the gateway says, or that are for it alone, as normal makes
+// them. Proxies in front that are trusted may say those of forwarded.
+var (
+	proofs    = []string{"limpet_", "x_rpc_sec_"}
+	forwarded = []string{"x_forwarded_", "forwarded", "x_real_ip", "x_original_", "x_rewrite_"}
+)
+
+// filter knows which headers of a client's do not reach the app.
+type filter struct{ exact map[string]bool }
+
+func newFilter(n Names) filter {
+	f := filter{map[string]bool{"dpop": true}}
+	for _, name := range []string{n.User, n.Level, n.Session, n.Key, n.Client} {
+		if name != "" {
+			f.exact[normal(name)] = true
+		}
+	}
+	return f
+}
+
+// strip removes them, in every spelling.
+func (f *filter) strip(h http.Header, trusted bool) {
+	signed := slices.ContainsFunc(h["Signature-Input"], func(v string) bool { return strings.Contains(v, `"limpet"`) })
+	for name := range h {
+		if f.drops(name, signed, trusted) {
+			delete(h, name)
+		}
+	}
+}
+
+// drops tells it of one. Signatures go if they are the client's proof.
+func (f *filter) drops(name string, signed, trusted bool) bool {
+	var room [64]byte
+	if len(name) > len(room) {
+		return begins(normal(name), proofs) || begins(normal(name), forwarded)
+	}
+	text := room[:len(name)]
+	for i := range len(name) {
+		text[i] = normalByte(name[i])
+	}
+	switch text[0] {
+	case 'f', 'l', 'x':
+		if begins(string(text), proofs) {
+			return true
+		}
+		if begins(string(text), forwarded) {
+			return !trusted || strings.IndexByte(name, '_') >= 0
+		}
+	case 's':
+		if signed && (string(text) == "signature" || string(text) == "signature_input") {
+			return true
+		}
+	}
+	return f.exact[string(text)]
+}
+
+func begins(text string, with []string) bool {
+	return slices.ContainsFunc(with, func(s string) bool { return strings.HasPrefix(text, s) })
+}
+
+// identify tells the app who is there.
+func (n *Names) identify(h http.Header, b *limpet.Binding) {
+	set := func(name, value string) {
+		if name != "" && value != "" {
+			h[name] = []string{value}
+		}
+	}
+	set(n.User, sane(b.User))
+	set(n.Level, string(b.Level))
+	if b.Session != (limpet.ID{}) && n.Session != "" {
+		id := b.Session
+		if b.Root != (limpet.ID{}) {
+			id = b.Root
+		}
+		set(n.Session, id.String())
+	}
+	set(n.Key, b.Key)
+	set(n.Client, b.Client)
+}
+
+// forward sets what says where a request came from. What a trusted proxy says of
+// that is kept, and completed.
+func forward(pr *httputil.ProxyRequest, trusted bool) {
+	if trusted {
+		for name, values := range pr.In.Header {
+			if begins(normal(name), forwarded) && strings.IndexByte(name, '_') < 0 {
+				pr.Out.Header[name] = slices.Clone(values)
+			}
+		}
+	}
+	proto, host := pr.Out.Header["X-Forwarded-Proto"], pr.Out.Header["X-Forwarded-Host"]
+	pr.SetXForwarded()
+	if len(proto) == 1 {
+		pr.Out.Header["X-Forwarded-Proto"] = proto
+	}
+	if len(host) == 1 {
+		pr.Out.Header["X-Forwarded-Host"] = host
+	}
+}
+
+func isTrusted(remote string, proxies []netip.Prefix) bool {
+	if len(proxies) == 0 {
+		return false
+	}
+	host, _, err := net.SplitHostPort(remote)
+	if err != nil {
+		return false
+	}
+	addr, err := netip.ParseAddr(host)
+	return err == nil && slices.ContainsFunc(proxies, func(p netip.Prefix) bool { return p.Contains(addr.Unmap().WithZone("")) })
+}

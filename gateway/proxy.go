@@ -1,0 +1,142 @@
+package gateway
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"maps"
+	"net"
+	"net/http"
+	"net/http/httptrace"
+	"net/http/httputil"
+	"net/textproto"
+	"strings"
+	"sync"
+	"time"
+
+	"github.com/limpet-auth/limpet"
+	"github.com/limpet-auth/limpet/proof"
+)
+
+func newTransport(timeout time.Duration) *http.Transport {
+	return &http.Transport{
+		DialContext:           (&net.Dialer{Timeout: 10 * time.Second}).DialContext,
+		TLSHandshakeTimeout:   10 * time.Second,
+		ResponseHeaderTimeout: timeout,
+		ExpectContinueTimeout: time.Second,
+		ForceAttemptHTTP2:     true,
+		MaxIdleConns:          1024,
+		MaxIdleConnsPerHost:   1024,
+		// Some servers close idle connections after two seconds. A request with
+		// a body that meets the end of its connection could not be sent again.
+		IdleConnTimeout:        time.Second,
+		DisableCompression:     true, // answers pass as they are
+		MaxResponseHeaderBytes: 1 << 20,
+	}
+}
+
+// buffers are those that bodies are copied through.
+var buffers bufferPool
+
+type bufferPool struct{ pool sync.Pool }
+
+const bufferSize = 32 << 10
+
+func (p *bufferPool) Get() []byte {
+	if b, ok := p.pool.Get().(*[bufferSize]byte); ok {
+		return b[:]
+	}
+	return make([]byte, bufferSize)
+}
+
+func (p *bufferPool) Put(b []byte) { p.pool.Put((*[bufferSize]byte)(b)) }
+
+// upstream sends requests to the app. Informational answers go to the client
+// before anything is bound: they must not set cookies.
+type upstream struct{ *http.Transport }
+
+func (u upstream) RoundTrip(r *http.Request) (*http.Response, error) {
+	if trace := httptrace.ContextClientTrace(r.Context()); trace != nil && trace.Got1xxResponse != nil {
+		next := trace.Got1xxResponse // the reverse proxy's, made for this request
+		trace.Got1xxResponse = func(code int, header textproto.MIMEHeader) error {
+			header.Del("Set-Cookie")
+			return next(code, header)
+		}
+	}
+	return u.Transport.RoundTrip(r)
+}
+
+// rewrite makes the request that the app gets.
+func (g *Gateway) rewrite(pr *httputil.ProxyRequest) {
+	x, out := exchangeOf(pr.In.Context()), pr.Out
+	out.URL.Scheme, out.URL.Host, out.URL.User = g.cfg.Upstream.Scheme, g.cfg.Upstream.Host, nil
+	out.URL.RawQuery = pr.In.URL.RawQuery // whole, as the proof covers it
+	out.Host = pr.In.Host
+	trusted := isTrusted(pr.In.RemoteAddr, g.cfg.Trusted)
+	g.filter.strip(out.Header, trusted)
+	forward(pr, trusted)
+	g.cfg.Names.identify(out.Header, limpet.FromContext(x))
+	// An app that speaks h2c would let a client talk past the gateway.
+	if up := out.Header["Upgrade"]; up != nil && !(len(up) == 1 && strings.EqualFold(up[0], "websocket")) {
+		delete(out.Header, "Upgrade")
+		delete(out.Header, "Connection")
+	}
+	if l := x.event.login; l != nil && l.readsAnswer() {
+		out.Header["Accept-Encoding"] = []string{"identity"}
+	}
+	if x.upload != nil && len(out.Trailer) > 0 {
+		g.filter.strip(out.Trailer, false)
+		for name := range out.Trailer {
+			out.Trailer[name] = x.in.Trailer[name] // there, if the body was read before
+		}
+		x.upload.trailer = out.Trailer
+	}
+}
+
+// modify looks at an answer before the client does.
+func (g *Gateway) modify(resp *http.Response) error {
+	x := exchangeOf(resp.Request.Context())
+	if err := g.watch(x, resp); err != nil {
+		return &withheld{err}
+	}
+	maps.Copy(resp.Header, x.answer)
+	return nil
+}
+
+// withheld is why the app's answer is not handed on.
+type withheld struct{ error }
+
+func (w *withheld) Unwrap() error { return w.error }
+
+// failed answers in place of the app.
+func (g *Gateway) failed(w http.ResponseWriter, r *http.Request, err error) {
+	x := exchangeOf(r.Context())
+	maps.Copy(w.Header(), x.answer)
+	var refusal *proof.Refusal
+	var timeout net.Error
+	switch held := (*withheld)(nil); {
+	case errors.As(err, &held):
+		g.log.WarnContext(x, "limpet: gateway: an answer is not handed out", "path", r.URL.EscapedPath(), "why", err)
+		limpet.Refuse(w, err)
+	case errors.As(err, &refusal): // of a body that the app has read in part
+		g.refused(x.in, err, false)
+		limpet.Refuse(w, refusal)
+	case x.upload != nil && x.upload.stalled.Load():
+		answer(w, http.StatusRequestTimeout, "request_timeout", "the body did not arrive in time")
+	case x.upload != nil && x.upload.broken.Load(), x.in.Context().Err() != nil && errors.Is(err, context.Canceled):
+		answer(w, http.StatusBadRequest, "bad_request", "the request broke off")
+	case errors.As(err, &timeout) && timeout.Timeout():
+		g.log.WarnContext(x, "limpet: gateway: the app does not answer in time", "path", r.URL.EscapedPath(), "why", err)
+		answer(w, http.StatusGatewayTimeout, "upstream_timeout", "the app does not answer in time")
+	default:
+		g.log.WarnContext(x, "limpet: gateway: the app cannot be reached", "path", r.URL.EscapedPath(), "why", err)
+		answer(w, http.StatusBadGateway, "upstream_unreachable", "the app cannot be reached")
+	}
+}
+
+func answer(w http.ResponseWriter, code int, reason, message string) {
+	w.Header().Set("Content-Type", "application/json")
+	w.Header().Set("Cache-Control", "no-store")
+	w.WriteHeader(code)
+	fmt.Fprintf(w, "{\"message\":%q,\"reason\":%q}\n", message, reason)
+}

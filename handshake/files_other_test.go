@@ -1,0 +1,5 @@
+//go:build !unix
+
+package handshake
+
+func maxFiles() int { return 0 }
