@@ -171,6 +171,10 @@ func TestIssued(t *testing.T) {
 		{[]string{"sid=x; Max-Age=5; Expires=Thu, 01 Jan 1970 00:00:00 GMT"}, "x"},
 		{[]string{"sid=deleted; expires=Thu, 01-Jan-1970 00:00:01 GMT"}, ""},
 		{[]string{"sid=x; Expires=Fri, 31 Dec 9999 23:59:59 GMT"}, "x"},
+		{[]string{"sid=x; Max-Age=0; Max-Age=10"}, "x"},
+		{[]string{"sid=x; Max-Age=10; Max-Age=0"}, ""},
+		{[]string{"sid=x; Max-Age=+0"}, "x"},
+		{[]string{"sid=x; Max-Age=99999999999999999999; Expires=Thu, 01 Jan 1970 00:00:00 GMT"}, "x"},
 		{[]string{"sid=", `sid=""`, "sid"}, ""},
 		{[]string{"sid2=x", "xsid=y", "a=sid=z"}, ""},
 	} {
@@ -188,7 +192,7 @@ func TestIssued(t *testing.T) {
 }
 
 func TestRemove(t *testing.T) {
-	h := http.Header{"Cookie": {"a=b; sid=x;c=d", `s%69d="x"`, "SID=x; e=f", "g=h, sid=x"}, "Authorization": {"Bearer x"}}
+	h := http.Header{"Cookie": {"a=b; sid=x;c=d", `s%69d="x"`, "SID=x; e=f", "g=h, sid=x", "%20sid=x", "sid%00=x"}, "Authorization": {"Bearer x"}}
 	Cookie("sid").Remove(h)
 	if want := []string{"a=b; c=d", "e=f"}; !slices.Equal(h["Cookie"], want) || len(h["Authorization"]) != 1 {
 		t.Errorf("%q", h)

@@ -85,10 +85,12 @@ func (s Session) Issued(header map[string][]string) (token string, err error) {
 }
 
 // deletes reports whether a cookie with these attributes is one to be deleted.
-// Max-Age counts before Expires (RFC 6265bis, 5.7), which is taken for past only
-// if it is so by every clock.
+// Max-Age counts before Expires (RFC 6265bis, 5.7), the last one of each, and
+// only as digits (5.6.2). Expires is taken for past only if it is so by every
+// clock.
 func deletes(attributes string) bool {
 	var expires string
+	aged, over := false, false
 	for attributes != "" {
 		var attribute string
 		attribute, attributes, _ = strings.Cut(attributes, ";")
@@ -96,12 +98,17 @@ func deletes(attributes string) bool {
 		val = strings.Trim(val, " \t")
 		switch strings.ToLower(strings.Trim(name, " \t")) {
 		case "max-age":
-			if seconds, err := strconv.ParseInt(val, 10, 64); err == nil {
-				return seconds <= 0
+			if seconds, err := strconv.ParseInt(val, 10, 64); err == nil && val[0] != '+' {
+				aged, over = true, seconds <= 0
+			} else if strings.Trim(val, "0123456789") == "" && val != "" { // more than 64 bits hold
+				aged, over = true, false
 			}
 		case "expires":
 			expires = val
 		}
+	}
+	if aged {
+		return over
 	}
 	t, err := http.ParseTime(expires)
 	if err != nil {
@@ -188,8 +195,15 @@ func (s Session) fromCookies(headers []string) (token string, err error) {
 
 // hidden reports whether an app may find the cookie in pair where a guard does
 // not: some split at commas or white space, trim more than blanks, or take "."
-// for "_" as PHP does.
+// for "_" as PHP does, whose older versions do all that to the decoded name.
 func (s Session) hidden(pair string) bool {
+	if name, _, ok := strings.Cut(pair, "="); ok && strings.IndexByte(name, '%') >= 0 && s.hiddenIn(unescape(name)+"=") {
+		return true
+	}
+	return s.hiddenIn(pair)
+}
+
+func (s Session) hiddenIn(pair string) bool {
 	for i := 0; i+len(s.cookie) < len(pair); i++ {
 		if i > 0 && pair[i-1] > ' ' && pair[i-1] < 0x80 && pair[i-1] != ',' {
 			continue

@@ -24,6 +24,9 @@ import (
 func TestClientsOfConnections(t *testing.T) {
 	app := httptest.NewServer(http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
 		fmt.Fprintf(w, "%q %q", r.Header["Limpet-Client-Name"], r.Header[channel.ClientField])
+		if len(r.Header["Cookie"]) > 0 {
+			fmt.Fprintf(w, " %q", r.Header["Cookie"])
+		}
 	}))
 	defer app.Close()
 	upstream, err := url.Parse(app.URL)
@@ -65,19 +68,33 @@ func TestClientsOfConnections(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
+	// A client is no reason to let somebody's stolen session through.
+	if err := g.Guard().Bind(httptest.NewRecorder(), httptest.NewRequest("POST", "/login", nil), "stolen", "alice"); err != nil {
+		t.Fatal(err)
+	}
+	if err := g.Guard().Revoke(t.Context(), limpet.Cookie("sid").ID("stolen")); err != nil {
+		t.Fatal(err)
+	}
 	for _, c := range []struct {
-		who  http.RoundTripper
-		path string
-		code int
-		want string
+		who    http.RoundTripper
+		path   string
+		cookie string
+		code   int
+		want   string
 	}{
-		{billing, "/hooks/paid", 200, `["billing"] []`},
-		{front.Client().Transport.(*http.Transport).Clone(), "/hooks/paid", 401, ""},
-		{billing, "/", 200, `[] []`}, // where nobody asks, nobody is told
+		{billing, "/hooks/paid", "", 200, `["billing"] []`},
+		{billing, "/hooks/paid", "sid=stolen; other=x", 200, `["billing"] [] ["other=x"]`},
+		{billing, "/hooks/paid", "sid=a; sid=b", 400, ""},
+		{front.Client().Transport.(*http.Transport).Clone(), "/hooks/paid", "", 401, ""},
+		{billing, "/", "sid=stolen", 401, ""},
+		{billing, "/", "", 200, `[] []`}, // where nobody asks, nobody is told
 	} {
 		r, err := http.NewRequest("GET", front.URL+c.path, nil)
 		if err != nil {
 			t.Fatal(err)
+		}
+		if c.cookie != "" {
+			r.Header.Set("Cookie", c.cookie)
 		}
 		r.Header["Limpet-Client_Name"] = []string{"mallory"}
 		r.Header.Set("Limpet-Client-Name", "mallory")

@@ -96,7 +96,7 @@ func ruleWords(r limpet.Rule) string {
 		if r.Mode == limpet.Observe {
 			return "admits everything, and logs what would be refused if clients with a token of their TLS connection were wanted"
 		}
-		return "admits clients with a token of their TLS connection, and nobody else; sessions are not looked at"
+		return "admits clients with a token of their TLS connection, and nobody else; the app gets no token of a bound session"
 	case limpet.BesideSession:
 		r.Client = limpet.NoClient
 		return "wants a client with a token of its TLS connection, and besides " + ruleWords(r)

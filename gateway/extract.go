@@ -1,6 +1,7 @@
 package gateway
 
 import (
+	"bufio"
 	"bytes"
 	"encoding/json"
 	"errors"
@@ -69,6 +70,9 @@ var errTwoNames = &proof.Refusal{Reason: proof.Malformed, Detail: "a login whose
 // inRequest returns the name in a login request's body, "" if there is none. The
 // body is put back. A body that the app may read otherwise is refused.
 func (p *place) inRequest(r *http.Request) (string, error) {
+	if len(r.Header["Content-Type"]) > 1 || len(r.Header["Content-Encoding"]) > 1 {
+		return "", errTwoNames
+	}
 	media, params, err := mime.ParseMediaType(r.Header.Get("Content-Type"))
 	if charset := params["charset"]; err != nil || charset != "" && !strings.EqualFold(charset, "utf-8") || r.Body == nil ||
 		r.Header.Get("Content-Encoding") != "" {
@@ -189,27 +193,42 @@ func isJSON(media string) bool {
 	return media == "application/json" || strings.HasSuffix(media, "+json")
 }
 
-// readJSON returns the body of an answer if it is JSON, nil if it is not, and
-// puts it back.
+// readJSON returns the body of an answer if it is JSON, nil if it is not or is
+// empty, and puts it back. Many apps do not say that it is JSON, and clients do
+// not ask: then what begins like an object is one.
 func readJSON(resp *http.Response) ([]byte, error) {
-	media, _, _ := mime.ParseMediaType(resp.Header.Get("Content-Type"))
-	if !isJSON(media) || resp.Body == nil {
+	if resp.Body == nil {
 		return nil, nil
+	}
+	media, _, _ := mime.ParseMediaType(resp.Header.Get("Content-Type"))
+	if !isJSON(media) {
+		body := bufio.NewReader(resp.Body)
+		resp.Body = struct {
+			io.Reader
+			io.Closer
+		}{body, resp.Body}
+		start, _ := body.Peek(4)
+		if start = bytes.TrimLeft(start, " \t\r\n\ufeff"); len(start) > 0 && start[0] != '{' {
+			return nil, nil
+		}
 	}
 	if coding := resp.Header.Get("Content-Encoding"); coding != "" && !strings.EqualFold(coding, "identity") {
 		return nil, errors.New("the answer to a login is encoded")
 	}
 	text, err := io.ReadAll(io.LimitReader(resp.Body, maxAnswer+1))
+	resp.Body = struct { // whole, for mode Observe
+		io.Reader
+		io.Closer
+	}{io.MultiReader(bytes.NewReader(text), resp.Body), resp.Body}
 	if err != nil {
 		return nil, fmt.Errorf("the answer to a login: %w", err)
 	}
 	if len(text) > maxAnswer {
 		return nil, errors.New("the answer to a login is over 64 KiB")
 	}
-	resp.Body = struct {
-		io.Reader
-		io.Closer
-	}{bytes.NewReader(text), resp.Body}
+	if len(bytes.TrimSpace(text)) == 0 {
+		return nil, nil
+	}
 	return text, nil
 }
 

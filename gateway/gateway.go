@@ -257,7 +257,10 @@ func (g *Gateway) admit(w http.ResponseWriter, r *http.Request) (*exchange, erro
 	x := &exchange{Context: r.Context(), in: r, rule: g.table.ruleOf(v), event: g.table.eventOf(v)}
 	if r.Body != nil && r.Body != http.NoBody {
 		x.upload = &upload{ReadCloser: r.Body, control: http.NewResponseController(w), request: r}
-		r.Body = x.upload
+		// The server's own request keeps its body: by that the server knows whether
+		// some of it is left, and does not take the rest for the next request.
+		with := *r
+		with.Body, r = x.upload, &with
 		x.upload.control.EnableFullDuplex() // else an early answer waits for the body; only HTTP/1 needs it
 	}
 	if x.event.login != nil {
@@ -270,6 +273,11 @@ func (g *Gateway) admit(w http.ResponseWriter, r *http.Request) (*exchange, erro
 		}
 	} else if x.out, err = g.guard.Admit(w.Header(), r, x.rule); err != nil {
 		return nil, err
+	} else if x.rule.Client == limpet.InsteadOfSession && x.rule.Mode != limpet.Observe {
+		if x.out, err = g.anonymous(x.out); err != nil { // nobody looked at its session, but the app does
+			g.refused(r, err, false)
+			return nil, err
+		}
 	}
 	// An informational answer would empty it.
 	if h := w.Header(); len(h) > 0 {
@@ -285,8 +293,38 @@ func (g *Gateway) admit(w http.ResponseWriter, r *http.Request) (*exchange, erro
 // refused on every page, those included that lead to the login.
 func (g *Gateway) forget(w http.ResponseWriter, r *http.Request, err error) {
 	var refusal *proof.Refusal
-	if name := g.cfg.Session.CookieName(); name != "" && errors.As(err, &refusal) && refusal.Reason == proof.SessionEnded {
-		http.SetCookie(w, &http.Cookie{Name: name, Path: "/", MaxAge: -1, HttpOnly: true, Secure: r.TLS != nil})
+	name := g.cfg.Session.CookieName()
+	if name == "" || !errors.As(err, &refusal) || refusal.Reason != proof.SessionEnded {
+		return
+	}
+	// Browsers take "__Host-" and "__Secure-" from nobody without Secure, and TLS
+	// may end at a proxy.
+	c := http.Cookie{Name: name, Path: "/", MaxAge: -1, HttpOnly: true, Secure: r.TLS != nil || strings.HasPrefix(name, "__")}
+	http.SetCookie(w, &c)
+	// A cookie goes by path and domain, which a request does not tell.
+	path := r.URL.EscapedPath()
+	for i, n := 1, 0; i < len(path) && n < 4; n++ {
+		end := strings.IndexByte(path[i:], '/')
+		if end < 0 {
+			end = len(path) - i
+		}
+		i += end
+		c.Path = path[:i]
+		http.SetCookie(w, &c)
+		if i++; i <= len(path) {
+			c.Path = path[:i]
+			http.SetCookie(w, &c)
+		}
+	}
+	c.Path = "/"
+	host := (&url.URL{Host: r.Host}).Hostname()
+	if _, err := netip.ParseAddr(host); err == nil {
+		return
+	}
+	for n := 0; n < 4 && strings.Contains(host, "."); n++ {
+		c.Domain = host
+		http.SetCookie(w, &c)
+		_, host, _ = strings.Cut(host, ".")
 	}
 }
 

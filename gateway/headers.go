@@ -49,7 +49,8 @@ func (n *Names) setDefaults() error {
 // would spoil.
 func reserved(name string) bool {
 	return slices.Contains([]string{"host", "cookie", "authorization", "content_length", "content_type", "transfer_encoding",
-		"connection", "upgrade", "te", "trailer", "expect"}, name) || strings.HasPrefix(name, "x_forwarded_")
+		"connection", "upgrade", "te", "trailer", "expect"}, name) ||
+		begins(name, forwarded) // what proxies in front pass on
 }
 
 // normal returns what CGI and its kin make of a header's name: letters of one
@@ -75,7 +76,7 @@ func normalByte(c byte) byte {
 // Fields that only the gateway says, or that are for it alone, as normal makes
 // them. Proxies in front that are trusted may say those of forwarded.
 var (
-	proofs    = []string{"limpet_", "x_rpc_sec_"}
+	proofs    = []string{"limpet_", "x_rpc_sec_", "remote_"} // who believes Remote-User often believes Remote-Groups
 	forwarded = []string{"x_forwarded_", "forwarded", "x_real_ip", "x_original_", "x_rewrite_"}
 )
 
@@ -113,7 +114,7 @@ func (f *filter) drops(name string, signed, trusted bool) bool {
 		text[i] = normalByte(name[i])
 	}
 	switch text[0] {
-	case 'f', 'l', 'x':
+	case 'f', 'l', 'r', 'x':
 		if begins(string(text), proofs) {
 			return true
 		}

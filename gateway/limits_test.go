@@ -87,6 +87,23 @@ func TestStalledClient(t *testing.T) {
 	})
 }
 
+// TestConnectionsToTheApp: an app that takes no bytes for a minute is let go too.
+func TestConnectionsToTheApp(t *testing.T) {
+	l, err := net.Listen("tcp", "127.0.0.1:0")
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer l.Close()
+	c, err := newTransport(time.Second).DialContext(t.Context(), "tcp", l.Addr().String())
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer c.Close()
+	if _, ok := c.(*conn); !ok {
+		t.Errorf("a connection of type %T, whose writes wait for ever", c)
+	}
+}
+
 // TestReadings: a path that is read in one way has one reading, and the work for
 // the others is bounded.
 func TestReadings(t *testing.T) {

@@ -1,6 +1,7 @@
 package gateway
 
 import (
+	"cmp"
 	"errors"
 	"fmt"
 	"net/http"
@@ -82,8 +83,18 @@ func (g *Gateway) admitLogin(x *exchange, r *http.Request) (*http.Request, error
 			return nil, err
 		}
 	}
+	if !g.table.enforces() {
+		_, err := g.cfg.Session.Token(r.Header)
+		return r, err
+	}
+	return g.anonymous(r)
+}
+
+// anonymous returns a request without the token of a bound session: no proof came
+// with it.
+func (g *Gateway) anonymous(r *http.Request) (*http.Request, error) {
 	token, err := g.cfg.Session.Token(r.Header)
-	if err != nil || token == "" || !g.table.enforces() {
+	if err != nil || token == "" {
 		return r, err
 	}
 	b, err := g.guard.Find(r.Context(), g.cfg.Session.ID(token))
@@ -115,12 +126,21 @@ func (g *Gateway) loggedIn(x *exchange, resp *http.Response, issued string) erro
 			token = ""
 		}
 		for _, path := range l.paths {
-			if token != "" || text == nil {
+			if text == nil {
 				break
 			}
-			if token, err = member(text, path); err != nil {
+			found, err := member(text, path)
+			if err != nil {
 				return fmt.Errorf("the token of a login's answer: %w", err)
 			}
+			if found != "" && token != "" && found != token {
+				return errTwoTokens
+			}
+			token = cmp.Or(token, found)
+		}
+		// The cookie would be a session too, and an unbound one.
+		if l.paths != nil && issued != "" && g.cfg.Session.ID(issued) != g.cfg.Session.ID(token) {
+			return errTwoTokens
 		}
 		if l.user.answer && l.user.kind == "json" && text != nil {
 			if user, err = member(text, l.user.name); err != nil {
@@ -140,15 +160,13 @@ func (g *Gateway) loggedIn(x *exchange, resp *http.Response, issued string) erro
 		return nil
 	}
 	err := g.guard.Bind(head(resp.Header), x.in, token, user)
-	if err != nil && x.rule.Mode == limpet.Observe {
-		g.log.InfoContext(x, "limpet: gateway: would not hand out a session", "path", x.in.URL.Path, "why", err)
-		return nil
-	}
 	if err == nil {
 		g.log.InfoContext(x, "limpet: gateway: logged in", "session", g.cfg.Session.ID(token).String())
 	}
 	return err
 }
+
+var errTwoTokens = errors.New("a login's answer has two tokens; say which one by the login's token")
 
 // head is the header of an answer, which is all that [limpet.Guard.Bind] writes.
 type head http.Header

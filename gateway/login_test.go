@@ -6,6 +6,7 @@ import (
 	"errors"
 	"io"
 	"net/http"
+	"net/http/cookiejar"
 	"net/http/httptest"
 	"net/url"
 	"path/filepath"
@@ -313,9 +314,12 @@ func TestNamesOfUsers(t *testing.T) {
 		{"json.user", jsonType, `{"user":"alice"} {"user":"bob"}`, "", ""},
 		{"json.user", form, `{"user":"alice"}`, "", ""},
 		{"answer.header.x-who", jsonType, "", "", "carol"},
+		{"form.user", form + "\n" + jsonType, `{"user":"bob","x":"&user=alice&"}`, "", "refused"},
 	} {
 		s := newSiteOf(t, a, gateway.Config{Session: limpet.Bearer(), Logins: []gateway.Login{{Pattern: "POST /in", User: tt.place}}})
-		resp, err := s.browser(t).Post(s.front.URL+"/in"+tt.query, tt.media, strings.NewReader(tt.body))
+		req, _ := http.NewRequest("POST", s.front.URL+"/in"+tt.query, strings.NewReader(tt.body))
+		req.Header["Content-Type"] = strings.Split(tt.media, "\n")
+		resp, err := s.browser(t).Do(req)
 		if err != nil {
 			t.Fatal(err)
 		}
@@ -486,4 +490,162 @@ func TestObserve(t *testing.T) {
 	}
 	strict := newSiteOf(t, a, gateway.Config{Store: store, SealKey: key})
 	strict.wants(t, strict.thief(t, stolen), "GET", "/me", 401, "proof_required")
+}
+
+// TestTokenOfAnyAnswer: a token is bound whatever the app calls its answer, and
+// not handed out beside another one.
+func TestTokenOfAnyAnswer(t *testing.T) {
+	for _, tt := range []struct {
+		session             limpet.Session
+		media, body, cookie string
+		code                int
+		bound               bool
+	}{
+		{limpet.Bearer(), "text/plain; charset=utf-8", `{"token":"one"}`, "", 200, true},
+		{limpet.Bearer(), "text/html", "\n {\"access_token\":\"one\"}", "", 200, true},
+		{limpet.Bearer(), "text/plain", "\ufeff{\"token\":\"one\"}", "", 500, false},
+		{limpet.Bearer(), "text/html", strings.Repeat("<p>", 64<<10), "", 200, false},
+		{limpet.Bearer(), "text/plain", "", "", 200, false},
+		{limpet.Bearer(), "application/json", "", "", 200, false},
+		{limpet.Bearer(), "application/json", `{"token":"one","access_token":"one"}`, "", 200, true},
+		{limpet.Bearer(), "application/json", `{"token":"one","access_token":"two"}`, "", 500, false},
+		{limpet.Cookie("sid"), "application/json", `{"token":"one"}`, "one", 200, true},
+		{limpet.Cookie("sid"), "application/json", `{"token":"one"}`, "two", 500, false},
+		{limpet.Cookie("sid"), "application/json", `{}`, "two", 500, false},
+	} {
+		a := newApp(t)
+		a.mux.HandleFunc("POST /in", func(w http.ResponseWriter, r *http.Request) {
+			w.Header().Set("Content-Type", tt.media)
+			if tt.cookie != "" {
+				a.setCookie(w, tt.cookie)
+			}
+			io.WriteString(w, tt.body)
+		})
+		l := gateway.Login{Pattern: "POST /in"}
+		if tt.session != limpet.Bearer() {
+			l.Token = "token"
+		}
+		s := newSiteOf(t, a, gateway.Config{Session: tt.session, Logins: []gateway.Login{l}})
+		resp, err := s.browser(t).Post(s.front.URL+"/in", "text/plain", nil)
+		if err != nil {
+			t.Fatal(err)
+		}
+		text, _ := io.ReadAll(resp.Body)
+		resp.Body.Close()
+		if resp.StatusCode != tt.code || tt.code == 200 && string(text) != tt.body {
+			t.Errorf("%+v: %d, %d bytes", tt, resp.StatusCode, len(text))
+		}
+		if _, err := s.Guard().Find(t.Context(), tt.session.ID("one")); (err == nil) != tt.bound {
+			t.Errorf("%+v: %v", tt, err)
+		}
+	}
+}
+
+// TestCookieOfAnyPath: a browser forgets the cookie of a session that is over,
+// whatever path and domain it was set for, also where TLS ends before us.
+func TestCookieOfAnyPath(t *testing.T) {
+	for _, tt := range []struct{ url, name, path, domain string }{
+		{"https://www.example.com/app/deep/er", "sid", "/app", ""},
+		{"https://www.example.com/app/deep/er", "sid", "/app/", ""},
+		{"https://www.example.com/app/deep/er", "sid", "/app/deep", ""},
+		{"https://www.example.com:8443/app", "sid", "/", "example.com"},
+		{"https://www.example.com/", "__Host-sid", "/", ""},
+	} {
+		s := newSite(t, gateway.Config{Session: limpet.Cookie(tt.name)})
+		login := httptest.NewRequest("POST", tt.url, nil)
+		if err := s.Guard().Bind(httptest.NewRecorder(), login, "over", "alice"); err != nil {
+			t.Fatal(err)
+		}
+		if err := s.Guard().Revoke(t.Context(), limpet.Cookie(tt.name).ID("over")); err != nil {
+			t.Fatal(err)
+		}
+		jar, _ := cookiejar.New(nil)
+		jar.SetCookies(login.URL, []*http.Cookie{{Name: tt.name, Value: "over", Path: tt.path, Domain: tt.domain}})
+		r := httptest.NewRequest("GET", tt.url, nil)
+		r.TLS = nil
+		for _, c := range jar.Cookies(r.URL) {
+			r.AddCookie(c)
+		}
+		w := httptest.NewRecorder()
+		s.ServeHTTP(w, r)
+		jar.SetCookies(r.URL, w.Result().Cookies())
+		if left := jar.Cookies(r.URL); w.Code != 401 || len(left) > 0 {
+			t.Errorf("%+v: %d, %q", tt, w.Code, left)
+		}
+		for _, c := range w.Result().Cookies() {
+			if strings.HasPrefix(tt.name, "__") && !c.Secure {
+				t.Errorf("a browser does not take %s", c)
+			}
+		}
+	}
+}
+
+// TestNamesThatAppsDecode: a bound token is not hidden in a cookie whose name
+// some apps decode, trim or cut.
+func TestNamesThatAppsDecode(t *testing.T) {
+	s := newSite(t, gateway.Config{})
+	owner := s.device(t)
+	s.login(t, owner)
+	for _, name := range []string{"%20sid", "sid%00", "sid%00x", "sid%20", "%09s%69d"} {
+		before := s.requests()
+		if code, _ := s.ask(t, s.browser(t), "GET", "/me", nil, "Cookie", name+"="+s.cookie(t, owner)); code != 400 || s.requests() != before {
+			t.Errorf("%s: %d", name, code)
+		}
+	}
+}
+
+// TestHostsOfRoutes: a route's host is found in every spelling.
+func TestHostsOfRoutes(t *testing.T) {
+	s := newSite(t, gateway.Config{Routes: []limpet.Route{{Pattern: "app.example/", Rule: limpet.Rule{Mode: limpet.Require}}}})
+	for _, host := range []string{"app.example", "APP.example:443", "app.example.", "app.example.:443"} {
+		w := httptest.NewRecorder()
+		r := httptest.NewRequest("GET", "/me", nil)
+		r.Host = host
+		if s.ServeHTTP(w, r); w.Code != 401 {
+			t.Errorf("%s: %d", host, w.Code)
+		}
+	}
+}
+
+// TestObservedAnswers: what cannot be bound is handed out where all rules only
+// observe, whole, and nowhere else.
+func TestObservedAnswers(t *testing.T) {
+	a := newApp(t)
+	long := `{"token":"x","more":"` + strings.Repeat("m", 64<<10) + `"}`
+	a.mux.HandleFunc("POST /in", func(w http.ResponseWriter, r *http.Request) {
+		w.Header().Set("Content-Type", "application/json")
+		switch r.URL.RawQuery {
+		case "long":
+			io.WriteString(w, long)
+		case "cookies":
+			a.setCookie(w, "one")
+			w.Header().Add("Set-Cookie", "sid=two; Path=/x")
+		default:
+			io.WriteString(w, `{"token":"x"}`)
+		}
+	})
+	observe := limpet.Rule{Mode: limpet.Observe}
+	strict := []limpet.Route{{Pattern: "/strict", Rule: limpet.Rule{}}}
+	for _, tt := range []struct {
+		query  string
+		token  string
+		routes []limpet.Route
+		code   int
+	}{
+		{"long", "token", nil, 200}, {"cookies", "", nil, 200}, {"broken", "token", nil, 200},
+		{"long", "token", strict, 500}, {"cookies", "", strict, 500}, {"broken", "token", strict, 503},
+	} {
+		store := &brokenStore{Store: memstore.New(nil)}
+		store.puts.Store(tt.query == "broken")
+		s := newSiteOf(t, a, gateway.Config{Store: store, Rule: observe, Routes: tt.routes, Logins: []gateway.Login{{Pattern: "POST /in", Token: tt.token}}})
+		resp, err := s.browser(t).Post(s.front.URL+"/in?"+tt.query, "text/plain", nil)
+		if err != nil {
+			t.Fatal(err)
+		}
+		text, _ := io.ReadAll(resp.Body)
+		resp.Body.Close()
+		if resp.StatusCode != tt.code || tt.code == 200 && tt.query == "long" && string(text) != long {
+			t.Errorf("%s, %d routes: %d, %d bytes", tt.query, len(tt.routes), resp.StatusCode, len(text))
+		}
+	}
 }

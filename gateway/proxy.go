@@ -19,8 +19,17 @@ import (
 )
 
 func newTransport(timeout time.Duration) *http.Transport {
+	dialer := &net.Dialer{Timeout: 10 * time.Second}
 	return &http.Transport{
-		DialContext:           (&net.Dialer{Timeout: 10 * time.Second}).DialContext,
+		// ResponseHeaderTimeout begins when the app has taken the body. One that
+		// takes none would hold its clients' connections, also of those long gone.
+		DialContext: func(ctx context.Context, network, addr string) (net.Conn, error) {
+			c, err := dialer.DialContext(ctx, network, addr)
+			if err != nil {
+				return nil, err
+			}
+			return &conn{c}, nil
+		},
 		TLSHandshakeTimeout:   10 * time.Second,
 		ResponseHeaderTimeout: timeout,
 		ExpectContinueTimeout: time.Second,
@@ -97,7 +106,10 @@ func (g *Gateway) rewrite(pr *httputil.ProxyRequest) {
 func (g *Gateway) modify(resp *http.Response) error {
 	x := exchangeOf(resp.Request.Context())
 	if err := g.watch(x, resp); err != nil {
-		return &withheld{err}
+		if g.table.enforces() {
+			return &withheld{err}
+		}
+		g.log.InfoContext(x, "limpet: gateway: would not hand out a session", "path", x.in.URL.Path, "why", err)
 	}
 	maps.Copy(resp.Header, x.answer)
 	return nil

@@ -265,7 +265,7 @@ func TestSwappedUpload(t *testing.T) {
 // TestSpoofedHeaders: what the gateway says of a request nobody else says.
 func TestSpoofedHeaders(t *testing.T) {
 	spoofed := []string{
-		"Remote-User", "root", "remote_user", "root", "Remote.User", "root", "REMOTE-user", "root", "remote~user", "root",
+		"Remote-User", "root", "remote_user", "root", "Remote.User", "root", "REMOTE-user", "root", "remote~user", "root", "Remote-Groups", "root", "remote_email", "root",
 		"Limpet-Level", "hardware", "Limpet_Level", "hardware", "Limpet-Session", "x", "Limpet-Key", "x", "limpet_key", "x", "Limpet-Anything", "x",
 		"X-Forwarded-For", "6.6.6.6", "X_Forwarded_For", "6.6.6.6", "X-Forwarded-Host", "evil", "X-Forwarded-Proto", "gopher",
 		"X-Forwarded-Prefix", "/evil", "Forwarded", "for=6.6.6.6", "X-Real-Ip", "6.6.6.6", "X-Original-Url", "/evil", "X-Rewrite-Url", "/evil",
@@ -285,7 +285,7 @@ func TestSpoofedHeaders(t *testing.T) {
 		if e.Header.Get("X-Other") != "kept" || e.Header.Get("Limpet-Level") != "none" || len(e.Header["Limpet-Level"]) != 1 {
 			t.Errorf("trusted %v: %s", trusted, text)
 		}
-		for _, bad := range []string{"hardware", "X-User", "X_user", "Limpet-Session", "Limpet-Key", "Limpet_", "Limpet-Anything", "X_for", "X-Rpc", "Dpop"} {
+		for _, bad := range []string{"hardware", "X-User", "X_user", "Limpet-Session", "Limpet-Key", "Limpet_", "Limpet-Anything", "X_for", "X-Rpc", "Dpop", "Groups", "email"} {
 			if strings.Contains(text, bad) {
 				t.Errorf("trusted %v: %s reached the app: %s", trusted, bad, text)
 			}
@@ -366,6 +366,28 @@ func TestSmuggling(t *testing.T) {
 	}
 }
 
+// TestEarlyAnswer: what the app has not read of a body is no request.
+func TestEarlyAnswer(t *testing.T) {
+	a := newApp(t)
+	a.mux.HandleFunc("/early", func(w http.ResponseWriter, r *http.Request) { w.WriteHeader(http.StatusRequestEntityTooLarge) })
+	s := newSiteOf(t, a, gateway.Config{})
+	inner := strings.Repeat("GET /smuggled HTTP/1.1\r\nHost: x\r\n\r\n", 1<<16)
+	for _, body := range []string{
+		fmt.Sprintf("Content-Length: %d\r\n\r\n%s", len(inner), inner),
+		fmt.Sprintf("Expect: 100-continue\r\nContent-Length: %d\r\n\r\n%s", len(inner), inner),
+		fmt.Sprintf("Transfer-Encoding: chunked\r\n\r\n%x\r\n%s\r\n0\r\n\r\n", len(inner), inner),
+	} {
+		s.raw(t, "POST /early HTTP/1.1\r\nHost: x\r\n"+body+"GET /last HTTP/1.1\r\nHost: x\r\nConnection: close\r\n\r\n")
+	}
+	a.mu.Lock()
+	defer a.mu.Unlock()
+	for _, r := range a.seen {
+		if r.URL.Path == "/smuggled" {
+			t.Fatal("the rest of a body reached the app as a request")
+		}
+	}
+}
+
 // TestPathsInTwoWays: a path that some app reads as one with another rule is
 // refused, others pass as they are.
 func TestPathsInTwoWays(t *testing.T) {
@@ -394,7 +416,7 @@ func TestPathsInTwoWays(t *testing.T) {
 	for request, want := range map[string]string{
 		"POST /LOGIN HTTP/1.1\r\n": "400", "POST //login HTTP/1.1\r\n": "400", "POST /login;x HTTP/1.1\r\n": "400", "POST /login/ HTTP/1.1\r\n": "200",
 		"DELETE /things/7 HTTP/1.1\r\n": "401", "DELETE /things/7/ HTTP/1.1\r\n": "401",
-		"POST /things/7 HTTP/1.1\r\nX-HTTP-Method-Override: delete\r\n": "400", "POST /things/7 HTTP/1.1\r\nX-HTTP-Method-Override: PUT\r\n": "200",
+		"POST /things/7 HTTP/1.1\r\nX-HTTP-Method-Override: delete\r\n": "400", "POST /things/7 HTTP/1.1\r\nX_Http_Method_Override: DELETE\r\n": "400", "POST /things/7 HTTP/1.1\r\nX-HTTP-Method-Override: PUT\r\n": "200",
 	} {
 		got := s.raw(t, request+"Host: x\r\nConnection: close\r\nContent-Length: 0\r\n\r\n")
 		code := strings.TrimPrefix(got, "HTTP/1.1 ")
@@ -543,6 +565,8 @@ func TestBadConfigurations(t *testing.T) {
 		"no path of the form":       func(c *gateway.Config) { c.Logins = []gateway.Login{{Pattern: "/x", Token: "a..b"}} },
 		"a status of 404":           func(c *gateway.Config) { c.Logins = []gateway.Login{{Pattern: "/x", Success: []int{404}}} },
 		"cannot be the name":        func(c *gateway.Config) { c.Names.User = "Cookie" },
+		`"X-Original-User" cannot`:  func(c *gateway.Config) { c.Names.User = "X-Original-User" },
+		`"Forwarded-User" cannot`:   func(c *gateway.Config) { c.Names.User = "Forwarded-User" },
 		`"Limpet-Level" cannot be`:  func(c *gateway.Config) { c.Names.User = "limpet-level" },
 		"exclude each other":        func(c *gateway.Config) { c.Rule = limpet.Rule{Freshness: limpet.BodyHash, Body: limpet.StreamBody} },
 		`unknown level "x"`:         func(c *gateway.Config) { c.Routes = []limpet.Route{{Pattern: "/x", Rule: limpet.Rule{MinLevel: "x"}}} },

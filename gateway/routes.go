@@ -2,6 +2,7 @@ package gateway
 
 import (
 	"fmt"
+	"net"
 	"net/http"
 	"net/url"
 	"regexp"
@@ -65,6 +66,9 @@ var errReading = &proof.Refusal{Reason: proof.Malformed, Detail: "a path or meth
 func (t *table) of(r *http.Request) (v verdict, observed bool, err error) {
 	host := r.Host
 	if t.rules.hosts || t.watched.hosts {
+		if name, _, err := net.SplitHostPort(host); err == nil {
+			host = name
+		}
 		host = strings.TrimRight(strings.ToLower(host), ".")
 	}
 	probe := r
@@ -113,16 +117,19 @@ func (t *table) read(method, host, path string) []verdict {
 	return found
 }
 
-// overrides are the fields by which some apps take another method than the
-// request's own.
-var overrides = []string{"X-Http-Method-Override", "X-Http-Method", "X-Method-Override"}
+// overrides are the fields, as normal makes them, by which some apps take
+// another method than the request's own.
+var overrides = []string{"x_http_method_override", "x_http_method", "x_method_override"}
 
 // methodsOf returns what an app may take for the method; ok is false if that has
 // small letters, which some apps make capital ones.
 func methodsOf(r *http.Request) (methods []string, ok bool) {
 	methods, ok = []string{r.Method}, strings.ToUpper(r.Method) == r.Method
-	for _, name := range overrides {
-		for _, method := range r.Header[name] {
+	for name, values := range r.Header {
+		if n := len(name); n != 22 && n != 13 && n != 17 || !slices.Contains(overrides, normal(name)) {
+			continue
+		}
+		for _, method := range values {
 			if method = strings.ToUpper(strings.TrimSpace(method)); method != "" && !slices.Contains(methods, method) {
 				methods = append(methods, method)
 			}
