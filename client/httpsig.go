@@ -398,10 +398,13 @@ func (w *httpsigWire) key(out *try, m *proof.Message) (*agreement, error) {
 // granted returns the current grant for requests like m. It has the next one
 // made in time, and waits only if there is none.
 func (w *httpsigWire) granted(ctx context.Context, m *proof.Message, lease time.Duration) (*grant, error) {
-	for range maxGrants {
+	for late, turn := 0, 0; late < maxLate && turn < maxTurns; turn++ {
 		w.mu.Lock()
 		now := time.Now()
 		live := w.grant != nil && w.grant.fits(m) && !w.grant.over(now, 5)
+		if turn > 0 && (w.grant == nil || w.grant.fits(m)) {
+			late++
+		}
 		if live && !w.grant.over(now, 4) {
 			defer w.mu.Unlock()
 			return w.grant, nil
@@ -426,9 +429,13 @@ func (w *httpsigWire) granted(ctx context.Context, m *proof.Message, lease time.
 	return nil, fmt.Errorf("limpet: client: %s: the device key takes longer to sign than the server's lease of %v lasts", w.origin, lease)
 }
 
-// maxGrants is how many delegations a request waits for: others may have made
-// the first for another host.
-const maxGrants = 3
+// A request waits for a few delegations that come too late, and for more that are
+// for others: for another host or, while an app replaces its token, another
+// session ID.
+const (
+	maxLate  = 2
+	maxTurns = 32
+)
 
 // startGrant has the device key delegate to a new ephemeral key. w.mu is held.
 func (w *httpsigWire) startGrant(m *proof.Message, lease time.Duration) {
