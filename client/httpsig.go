@@ -27,6 +27,7 @@ type httpsigWire struct {
 
 	// Guarded by session.mu.
 	id     *[sha256.Size]byte // of the session, as the server reads it; nil until it is known
+	cookie string             // the name of the token, once the app has replaced it
 	grant  *grant             // nil before the first and after a refusal
 	agreed *agreement         // the grant with the server's key; nil before the first
 
@@ -193,8 +194,14 @@ func keyID(key *proof.PublicKey) string {
 // token in a cookie.
 func (w *httpsigWire) credential(out *try) (id [sha256.Size]byte, inCookie bool) {
 	w.mu.Lock()
-	known := w.id
+	known, cookie := w.id, w.cookie
 	w.mu.Unlock()
+	if cookie != "" {
+		// While the app replaces the token, requests are out with each of them.
+		if c, err := out.Cookie(cookie); err == nil {
+			return hashOf(plainCookie(c.Value)), true
+		}
+	}
 	bearer, isBearer := bearerToken(out.Request)
 	if known != nil {
 		if !isBearer || hashOf(bearer) != *known {
@@ -264,7 +271,7 @@ func (w *httpsigWire) follow(resp *http.Response) {
 		if hashOf(plainCookie(c.Value)) == *id {
 			w.learn(hashOf(c.Value))
 			w.mu.Lock()
-			w.id = id
+			w.id, w.cookie = id, c.Name
 			w.mu.Unlock()
 			return
 		}
