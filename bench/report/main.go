@@ -144,8 +144,8 @@ func channels() (string, error) {
 		return "", err
 	}
 	var doc strings.Builder
-	doc.WriteString("What a token of the TLS connection adds to each request on one that is established, and to the first on a new one (memory, secret\n" +
-		"in software).\n\n| | ns | allocations |\n|---|---|---|\n")
+	doc.WriteString("What a token of the TLS connection adds to each request on one that is established, and to the first on a new one, with a secret\n" +
+		"in software.\n\n| | ns | allocations |\n|---|---|---|\n")
 	for _, row := range []struct{ name, benchmark string }{
 		{"a request with a token", "Protect/token"}, {"a request with a JWT", "Protect/jwt"},
 		{"the first with a token", "Admit/token"}, {"the first with a JWT", "Admit/jwt"},
