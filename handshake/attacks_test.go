@@ -7,6 +7,7 @@ import (
 	"errors"
 	"fmt"
 	"io"
+	"log/slog"
 	"net"
 	"os"
 	"slices"
@@ -476,4 +477,47 @@ func TestGarbage(t *testing.T) {
 			a.Close()
 		}
 	})
+}
+
+// On Python's wire a client that connects twice does not authenticate an attacker
+// who has one of its connections answer the challenge of the other.
+func TestPythonReflection(t *testing.T) {
+	cfg := &Config{Peer: "any", Keys: Shared(secretA), Wire: Python, Logger: slog.New(slog.DiscardHandler)}
+	dial := func() (attacker net.Conn, done chan error) {
+		attacker, conn := net.Pipe()
+		attacker.SetDeadline(time.Now().Add(5 * time.Second))
+		done = make(chan error, 1)
+		go func() {
+			_, err := Client(t.Context(), conn, cfg)
+			done <- err
+		}()
+		return attacker, done
+	}
+	first, firstDone := dial()
+	defer first.Close()
+	second, secondDone := dial()
+	defer second.Close()
+
+	writeFrame(first, []byte(pythonChallenge+"{sha256}"+strings.Repeat("x", pythonRandom)))
+	if _, _, err := readFrame(first); err != nil { // whatever it is, it is right
+		t.Fatal(err)
+	}
+	writeFrame(first, []byte(pythonWelcome))
+	challenge, _, err := readFrame(first)
+	if err != nil {
+		t.Fatal(err)
+	}
+	writeFrame(second, challenge)
+	if answer, _, err := readFrame(second); err == nil {
+		writeFrame(first, answer)
+		readFrame(first)
+		t.Fatal("the attacker has an answer, and with it the client says", <-firstDone)
+	}
+	if err := <-secondDone; !errors.Is(err, ErrUnauthenticated) {
+		t.Error("the second connection:", err)
+	}
+	first.Close()
+	if err := <-firstDone; err == nil {
+		t.Error("the first connection: no error")
+	}
 }

@@ -148,7 +148,7 @@ func (c *Conn) Read(p []byte) (int, error) {
 	return c.records.read(p)
 }
 
-// Write sends p.
+// Write sends p. With Config.Records an error is for good, also that of a deadline.
 func (c *Conn) Write(p []byte) (int, error) {
 	if c.records == nil {
 		return c.Conn.Write(p)

@@ -138,6 +138,7 @@ func (l *Listener) stop(why error) {
 
 func (l *Listener) run() {
 	var wait time.Duration
+	var told time.Time // connections that are let go of in between begin it anew
 	for {
 		conn, err := l.inner.Accept()
 		if err == nil {
@@ -153,7 +154,10 @@ func (l *Listener) run() {
 			return
 		}
 		wait = min(max(2*wait, 5*time.Millisecond), time.Second)
-		l.cfg.logger().Error("limpet: handshake: cannot accept, trying again", "why", err, "in", wait)
+		if now := time.Now(); now.Sub(told) >= logInterval {
+			told = now
+			l.cfg.logger().Error("limpet: handshake: cannot accept, trying again", "why", err, "in", wait)
+		}
 		select {
 		case <-time.After(wait):
 		case <-l.done:

@@ -525,6 +525,61 @@ func (f *flaky) Accept() (net.Conn, error) {
 	return f.memory.Accept()
 }
 
+// Strangers who hold all file descriptors and let go of one at a time do not fill
+// the log.
+func TestAcceptErrorsFlood(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		srv, _ := pair()
+		var lines atomic.Int64
+		srv.Logger = slog.New(counting{slog.DiscardHandler, &lines})
+		l, err := NewListener(&alternating{left: 2000}, *srv)
+		if err != nil {
+			t.Fatal(err)
+		}
+		start := time.Now()
+		if _, err := l.Accept(); !errors.Is(err, net.ErrClosed) {
+			t.Error(err)
+		}
+		l.Close()
+		// And as many of connections refused.
+		if most := 2*int64(time.Since(start)/logInterval) + 2*logBurst; lines.Load() > most {
+			t.Errorf("%d lines, want at most %d", lines.Load(), most)
+		}
+	})
+}
+
+// alternating is out of file descriptors every other time.
+type alternating struct {
+	left int
+}
+
+func (a *alternating) Accept() (net.Conn, error) {
+	a.left--
+	switch {
+	case a.left <= 0:
+		return nil, net.ErrClosed
+	case a.left%2 == 0:
+		return nil, passing{}
+	}
+	c, other := net.Pipe()
+	other.Close()
+	return c, nil
+}
+
+func (a *alternating) Close() error   { return nil }
+func (a *alternating) Addr() net.Addr { return &net.TCPAddr{} }
+
+type counting struct {
+	slog.Handler
+	lines *atomic.Int64
+}
+
+func (c counting) Enabled(context.Context, slog.Level) bool { return true }
+func (c counting) Handle(context.Context, slog.Record) error {
+	c.lines.Add(1)
+	return nil
+}
+
 type passing struct{}
 
 func (passing) Error() string   { return "too many open files" }

@@ -10,6 +10,7 @@ import (
 	"fmt"
 	"io"
 	"net"
+	"sync"
 	"time"
 )
 
@@ -27,12 +28,17 @@ const (
 	pythonRandom = 40
 )
 
+// asked are the challenges that clients of this process wait for answers to. No
+// client answers them: who is connected to two could pass between them, without
+// the secret, what a server says.
+var asked sync.Map
+
 var errMD5 = errors.New("the peer can do or wants HMAC-MD5 only, as Python before 3.12, and Config.MD5 is not set")
 
 func clientPython(ctx context.Context, conn net.Conn, cfg *Config) (*Conn, error) {
-	err := answerPython(ctx, conn, cfg)
+	err := answerPython(ctx, conn, cfg, true)
 	if err == nil {
-		err = challengePython(ctx, conn, cfg)
+		err = challengePython(ctx, conn, cfg, true)
 	}
 	if _, ok := errors.AsType[errHeard](err); ok {
 		err = refused(err)
@@ -44,20 +50,25 @@ func clientPython(ctx context.Context, conn net.Conn, cfg *Config) (*Conn, error
 }
 
 func serverPython(ctx context.Context, conn net.Conn, cfg *Config) (*Conn, error) {
-	if err := challengePython(ctx, conn, cfg); err != nil {
+	if err := challengePython(ctx, conn, cfg, false); err != nil {
 		return nil, err
 	}
-	if err := answerPython(ctx, conn, cfg); err != nil {
+	if err := answerPython(ctx, conn, cfg, false); err != nil {
 		return nil, err
 	}
 	return &Conn{Conn: conn, peer: cfg.Peer}, nil
 }
 
 // challengePython has the peer prove itself.
-func challengePython(ctx context.Context, conn net.Conn, cfg *Config) error {
+func challengePython(ctx context.Context, conn net.Conn, cfg *Config, client bool) error {
 	frame := append(make([]byte, 0, 64), pythonChallenge+"{sha256}"...)
 	frame = frame[:len(frame)+pythonRandom]
 	rand.Read(frame[len(frame)-pythonRandom:]) // never fails
+	if client {
+		key := string(frame[len(pythonChallenge):])
+		asked.Store(key, nil)
+		defer asked.Delete(key)
+	}
 	if err := writeFrame(conn, frame); err != nil {
 		return err
 	}
@@ -87,7 +98,7 @@ func checkPython(ctx context.Context, cfg *Config, challenge, response []byte) e
 }
 
 // answerPython proves this end to the peer.
-func answerPython(ctx context.Context, conn net.Conn, cfg *Config) error {
+func answerPython(ctx context.Context, conn net.Conn, cfg *Config, client bool) error {
 	frame, _, err := readFrame(conn)
 	if err != nil {
 		return err
@@ -98,6 +109,9 @@ func answerPython(ctx context.Context, conn net.Conn, cfg *Config) error {
 	}
 	if digest == "md5" && !cfg.MD5 {
 		return errMD5
+	}
+	if _, ours := asked.Load(string(message)); ours && client {
+		return fmt.Errorf("%w: it sends back the challenge of another client here", ErrUnauthenticated)
 	}
 	live := cfg.Keys(cfg.Peer)
 	if len(live) == 0 {

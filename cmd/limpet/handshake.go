@@ -5,6 +5,7 @@ import (
 	"errors"
 	"fmt"
 	"io"
+	"log/slog"
 	"net"
 	"os"
 	"sync"
@@ -194,7 +195,7 @@ func (e *end) listen(ctx context.Context, cfg handshake.Config, address string) 
 		}
 		return stdio(ctx, conn)
 	}
-	return serveConns(ctx, l, func(conn net.Conn) {
+	return serveConns(ctx, cfg.Logger, l, func(conn net.Conn) {
 		log := cfg.Logger.With("peer", conn.(*handshake.Conn).PeerID())
 		plain, err := dialPlain(ctx, e.forward)
 		if err != nil {
@@ -254,7 +255,7 @@ func (e *end) dial(ctx context.Context, cfg handshake.Config, address string) er
 	defer l.Close()
 	defer context.AfterFunc(ctx, func() { l.Close() })()
 	note("listening on %s", l.Addr())
-	return serveConns(ctx, l, func(plain net.Conn) {
+	return serveConns(ctx, cfg.Logger, l, func(plain net.Conn) {
 		conn, err := connect()
 		if err != nil {
 			cfg.Logger.Error("limpet: dial", "why", err)
@@ -267,12 +268,25 @@ func (e *end) dial(ctx context.Context, cfg handshake.Config, address string) er
 	})
 }
 
+const acceptAgain = time.Second // later, when out of file descriptors
+
 // serveConns handles connections until ctx is done, then lets go of them.
-func serveConns(ctx context.Context, l net.Listener, handle func(net.Conn)) error {
+func serveConns(ctx context.Context, log *slog.Logger, l net.Listener, handle func(net.Conn)) error {
 	var conns sync.WaitGroup
 	defer conns.Wait()
 	for {
 		conn, err := l.Accept()
+		if t, ok := errors.AsType[interface {
+			error
+			Temporary() bool
+		}](err); ok && t.Temporary() && ctx.Err() == nil {
+			log.Error("limpet: cannot accept, trying again", "why", err)
+			select {
+			case <-time.After(acceptAgain):
+			case <-ctx.Done():
+			}
+			continue
+		}
 		if err != nil {
 			return ended(ctx, err)
 		}
@@ -350,7 +364,7 @@ func stdio(ctx context.Context, conn net.Conn) error {
 		sent <- err
 	}()
 	if _, err := io.Copy(os.Stdout, conn); err != nil {
-		return err // and do not wait for more input
+		return ended(ctx, err) // and do not wait for more input
 	}
 	select {
 	case err := <-sent:

@@ -75,7 +75,11 @@
 //
 // Before a server uses an epoch it has waited for a replica, if there is one, to
 // have the epoch's record. So a master that was replaced, without being stopped,
-// and takes over again, has that record, and its own old script fails.
+// and takes over again, has that record, and its own old script fails. If nobody
+// has spent in between, there is no such record; therefore the script also
+// contains the replication ID of its Redis, which changes when a replica becomes
+// a master, and once a second a server has it compare that as well (INFO, which
+// the user that servers log in as must be allowed).
 //
 // The margin is also for the seconds in which an old master, cut off from the
 // others, does not know yet that it was replaced. In a cluster these are about

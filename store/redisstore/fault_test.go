@@ -6,6 +6,7 @@ import (
 	"context"
 	"fmt"
 	"math/rand/v2"
+	"strconv"
 	"strings"
 	"sync"
 	"syscall"
@@ -28,6 +29,10 @@ func wantUnknown(t testing.TB, s *Store, id string, expires time.Time) {
 	}
 }
 
+// durable is for a Redis that is killed: by default it holds a write back while the
+// disk is busy with the one before.
+var durable = []string{"--appendonly", "yes", "--appendfsync", "always"}
+
 // TestLostData: whatever way Redis forgets, or may have forgotten, no value that
 // may have been spent is new, for servers that saw it happen and for those
 // started since; later values are spent as ever, without a restart.
@@ -44,8 +49,8 @@ func TestLostData(t *testing.T) {
 		{"flush, another server first", nil, func(r *redisServer) { r.do("flushall") }, false, true},
 		{"restart without data", nil, func(r *redisServer) { r.kill(); r.start() }, false, false},
 		{"restart without data, another server first", nil, func(r *redisServer) { r.kill(); r.start() }, false, true},
-		{"restart with data", []string{"--appendonly", "yes"}, func(r *redisServer) { r.kill(); r.start() }, true, false},
-		{"restart with data, another server first", []string{"--appendonly", "yes"}, func(r *redisServer) { r.kill(); r.start() }, true, true},
+		{"restart with data", durable, func(r *redisServer) { r.kill(); r.start() }, true, false},
+		{"restart with data, another server first", durable, func(r *redisServer) { r.kill(); r.start() }, true, true},
 		{"scripts flushed", nil, func(r *redisServer) { r.do("script", "flush") }, true, false},
 	} {
 		t.Run(c.name, func(t *testing.T) {
@@ -90,7 +95,7 @@ func TestLostData(t *testing.T) {
 // TestRedisDown: calls fail soon, and succeed again when Redis is back.
 func TestRedisDown(t *testing.T) {
 	t.Parallel()
-	server := startRedis(t, "--appendonly", "yes")
+	server := startRedis(t, durable...)
 	s := openTest(t, server.url())
 	ctx := t.Context()
 	if err := s.Put(ctx, "key", []byte("1"), time.Hour); err != nil {
@@ -388,6 +393,50 @@ func TestBackAndForth(t *testing.T) {
 	t.Logf("%d values were admitted; of %d it cannot be known", len(all.m), unknown)
 }
 
+// TestBackUnseen: a master that was replaced by a replica which lacked what was
+// spent last, and takes over again before anybody has spent on that one.
+func TestBackUnseen(t *testing.T) {
+	t.Parallel()
+	a, b := startRedis(t), startRedis(t)
+	s := openTest(t, a.url())
+	other := openTest(t, a.url())
+	b.follow(a)
+	expires := time.Now().Add(time.Minute)
+	wantSpend(t, s, "before", expires, true)
+	b.do("replicaof", "127.0.0.1", "1") // cut off
+	wantSpend(t, s, "lost", expires, true)
+	b.do("replicaof", "no", "one")
+	a.follow(b)
+	a.do("replicaof", "no", "one")
+	time.Sleep(askEvery)
+	wantUnknown(t, s, "lost", expires)
+	wantUnknown(t, other, "lost", expires)
+	wantUnknown(t, openTest(t, a.url()), "lost", expires)
+}
+
+// TestReplicaGone: Redis takes another replication ID when its replica has been
+// gone for long, and has lost nothing.
+func TestReplicaGone(t *testing.T) {
+	t.Parallel()
+	a, b := startRedis(t, "--repl-backlog-ttl", "1"), startRedis(t)
+	s := openTest(t, a.url())
+	b.follow(a)
+	id := func() string {
+		_, id, _ := strings.Cut(a.do("info", "replication"), "master_replid:")
+		return id[:replIDSize]
+	}
+	expires, before := time.Now().Add(time.Minute), id()
+	wantSpend(t, s, "before", expires, true)
+	b.do("replicaof", "no", "one")
+	a.eventually("took another ID", func() bool { return id() != before })
+	time.Sleep(askEvery)
+	wantSpend(t, s, "before", expires, false)
+	s = openTest(t, a.url()) // which finds the epoch
+	for i := range 300 {
+		wantSpend(t, s, fmt.Sprint("after", i), expires, true)
+	}
+}
+
 // TestSentinelFailover kills the master of a sentinel set-up while clients spend.
 func TestSentinelFailover(t *testing.T) {
 	t.Parallel()
@@ -417,5 +466,16 @@ func TestSentinelFailover(t *testing.T) {
 	for i := range 100 {
 		wantSpend(t, stores[i%3], fmt.Sprint("beyond", i), beyond, true)
 		wantSpend(t, stores[i%2], fmt.Sprint("beyond", i), beyond, false)
+	}
+}
+
+// TestScriptsStay: scripts are loaded, which newer versions of Redis never forget,
+// and not only run.
+func TestScriptsStay(t *testing.T) {
+	t.Parallel()
+	server := startRedis(t)
+	openTest(t, server.url())
+	if stats := server.do("info", "commandstats"); !strings.Contains(stats, "cmdstat_script|load:calls="+strconv.Itoa(partitionCount)+",") {
+		t.Errorf("scripts were not loaded:\n%s", stats)
 	}
 }

@@ -259,7 +259,17 @@ func (s *Store) Get(ctx context.Context, key string) (val []byte, found bool, er
 	if key == "" || len(key) > maxKey {
 		return nil, false, nil
 	}
-	rec, err := s.client.DoCache(ctx, s.client.B().Get().Key(recordPrefix+key).Cache().ToStaticTTL(), maxStale).AsBytes()
+	var rec []byte
+	end := time.Now().Add(replyTimeout)
+	for {
+		rec, err = s.client.DoCache(ctx, s.client.B().Get().Key(recordPrefix+key).Cache().ToStaticTTL(), maxStale).AsBytes()
+		// Those who read a key at a time share an answer, and the error of the one
+		// who has asked: that it has given up is nothing to the others.
+		theirs := errors.Is(err, context.Canceled) || errors.Is(err, context.DeadlineExceeded)
+		if !theirs || ctx.Err() != nil || time.Now().After(end) {
+			break
+		}
+	}
 	switch {
 	case rueidis.IsRedisNil(err):
 		return nil, false, nil

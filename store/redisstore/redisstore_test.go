@@ -4,6 +4,7 @@ package redisstore
 
 import (
 	"bytes"
+	"context"
 	"fmt"
 	"log/slog"
 	"net"
@@ -13,6 +14,7 @@ import (
 	"strings"
 	"sync"
 	"sync/atomic"
+	"syscall"
 	"testing"
 	"time"
 
@@ -440,4 +442,30 @@ func TestNoGoroutinesLeft(t *testing.T) {
 	}
 	buf := make([]byte, 1<<20)
 	t.Errorf("%d goroutines, %d before\n%s", runtime.NumGoroutine(), before, buf[:runtime.Stack(buf, true)])
+}
+
+// TestSharedRead: who gives up while several wait for the same record fails alone.
+func TestSharedRead(t *testing.T) {
+	t.Parallel()
+	server := startRedis(t)
+	s := openTest(t, server.url())
+	if err := s.Put(t.Context(), "key", []byte("1"), time.Hour); err != nil {
+		t.Fatal(err)
+	}
+	server.signal(syscall.SIGSTOP)
+	ctx, cancel := context.WithCancel(t.Context())
+	first := make(chan error, 1)
+	go func() { _, _, err := s.Get(ctx, "key"); first <- err }()
+	time.Sleep(50 * time.Millisecond)
+	second := make(chan error, 1)
+	go func() { _, _, err := s.Get(t.Context(), "key"); second <- err }()
+	time.Sleep(50 * time.Millisecond)
+	cancel()
+	if err := <-first; err == nil {
+		t.Error("a read that was given up gave no error")
+	}
+	server.signal(syscall.SIGCONT)
+	if err := <-second; err != nil {
+		t.Errorf("a read that nobody gave up: %v", err)
+	}
 }

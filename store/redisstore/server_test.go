@@ -101,6 +101,15 @@ func (s *redisServer) eventually(what string, f func() bool) {
 	s.t.Fatalf("the Redis at %s never %s; its log:\n%s", s.addr(), what, log)
 }
 
+// follow makes s a replica of master.
+func (s *redisServer) follow(master *redisServer) {
+	s.t.Helper()
+	s.do("replicaof", "127.0.0.1", strconv.Itoa(master.port))
+	s.eventually("followed its master", func() bool {
+		return strings.Contains(s.do("info", "replication"), "master_link_status:up") && strings.Contains(master.do("info", "replication"), "state=online")
+	})
+}
+
 // redisCluster has three masters, each with a replica, that are replaced when
 // they have not answered for the node timeout.
 type redisCluster struct {

@@ -31,6 +31,20 @@ const (
 	maxHorizon = 24 * time.Hour
 
 	epochLife = 30 * 24 * 60 * 60 // seconds that an epoch is remembered without use
+
+	// askEvery is how often a spend asks as well whether Redis was a replica in
+	// between, which takes half as long again. Two failovers take longer.
+	askEvery = time.Second
+
+	replIDSize = 40 // characters
+)
+
+// noReplID is Redis's second replication ID when it was never a replica.
+var noReplID = strings.Repeat("0", replIDSize)
+
+const (
+	argBegin = "begin"
+	argAsk   = "ask"
 )
 
 // partition is a part of the spent values that lies in one slot.
@@ -38,9 +52,16 @@ type partition struct {
 	tag      string
 	epochKey string
 	epoch    atomic.Pointer[epoch]
+	asked    atomic.Pointer[asked]
 	entering chan struct{} // has room for the one who looks for the epoch
 	looks    atomic.Int64  // how often somebody has
 	lookErr  error         // of the last time; belongs to who is entering
+}
+
+// asked is when an epoch was last seen to be that of this very master.
+type asked struct {
+	epoch *epoch
+	at    time.Time
 }
 
 func (p *partition) init(tag string) {
@@ -51,52 +72,66 @@ func (p *partition) init(tag string) {
 // epoch is a time in which a partition has lost nothing, see the package's
 // documentation.
 type epoch struct {
-	record string // "1 name floor"
+	record string // "1 name floor ID"
 	sha    string // of its script
 	floor  int64  // Unix second; what expires up to here may have been spent before
+	replID string // Redis's replication ID, which is new when a replica becomes a master
 }
 
-func newEpoch(floor int64) *epoch {
+func newEpoch(floor int64, replID string) (*epoch, error) {
 	var name [12]byte
 	rand.Read(name[:]) // never fails
-	e, _ := parseEpoch(fmt.Sprintf("1 %s %d", hex.EncodeToString(name[:]), floor))
-	return e
+	return parseEpoch(fmt.Sprintf("1 %s %d %s", hex.EncodeToString(name[:]), floor, replID))
 }
 
 // parseEpoch reads a record, which ends up in a script: nothing but what
 // newEpoch writes will do.
 func parseEpoch(record string) (*epoch, error) {
 	f := strings.Split(record, " ")
-	if len(f) != 3 || f[0] != "1" || len(f[1]) != 24 {
+	if len(f) != 4 || f[0] != "1" || len(f[1]) != 24 || len(f[3]) != replIDSize {
 		return nil, errors.New("an epoch that this version does not know")
 	}
 	_, err := hex.DecodeString(f[1])
 	floor, err2 := strconv.ParseInt(f[2], 10, 64)
-	if err != nil || err2 != nil || strconv.FormatInt(floor, 10) != f[2] {
+	_, err3 := hex.DecodeString(f[3])
+	if err != nil || err2 != nil || err3 != nil || strconv.FormatInt(floor, 10) != f[2] {
 		return nil, errors.New("an epoch that this version does not know")
 	}
-	e := &epoch{record: record, floor: floor}
+	e := &epoch{record: record, floor: floor, replID: f[3]}
 	sum := sha1.Sum([]byte(e.script()))
 	e.sha = hex.EncodeToString(sum[:])
 	return e, nil
 }
 
-// script returns the text that spends in this epoch and no other. With a fourth
-// argument it begins the epoch, if the record is still the one in the argument:
-// running the text is what leaves it in the memory of this very process.
+// of reports whether the Redis that says this of itself was no replica since the
+// epoch began. Redis changes its ID, and drops the second, when it has been
+// without replicas for an hour (repl-backlog-ttl) as well.
+func (e *epoch) of(i info) bool {
+	return i["master_replid"] == e.replID || i["master_replid2"] == noReplID
+}
+
+// script returns the text that spends in this epoch and no other. Told to begin,
+// it begins the epoch, if the record is still the one in the argument: running
+// the text is what leaves it in the memory of this very process.
 //
-// KEYS: set, epoch. ARGV: fingerprint, second of expiry, record before.
+// KEYS: set, epoch. ARGV: fingerprint, second of expiry, nothing, "ask" or
+// "begin", record before.
 // Returns 1 if the value is new or the epoch begun, 0 if not, -1 if the epoch
 // is another.
 func (e *epoch) script() string {
-	return strings.NewReplacer("RECORD", e.record, "LIFE", strconv.Itoa(epochLife)).Replace(`-- Limpet, spent values
+	return strings.NewReplacer("RECORD", e.record, "LIFE", strconv.Itoa(epochLife), "REPLID", e.replID, "NONE", noReplID).Replace(`-- Limpet, spent values
 local epoch = redis.call('GET', KEYS[2]) or ''
+local same = true
 if ARGV[3] then
-	if epoch ~= ARGV[3] then return 0 end
+	local info = redis.call('INFO', 'replication')
+	same = string.find(info, 'master_replid:REPLID', 1, true) or string.find(info, 'master_replid2:NONE', 1, true)
+end
+if ARGV[3] == 'begin' then
+	if epoch ~= ARGV[4] or not same then return 0 end
 	redis.call('SET', KEYS[2], 'RECORD', 'EX', LIFE)
 	return 1
 end
-if epoch ~= 'RECORD' then return -1 end
+if epoch ~= 'RECORD' or not same then return -1 end
 local new = redis.call('SADD', KEYS[1], ARGV[1])
 if new == 1 and redis.call('SCARD', KEYS[1]) == 1 then
 	if tonumber(redis.call('TIME')[1]) >= tonumber(ARGV[2]) then
@@ -193,9 +228,23 @@ func (s *Store) Spend(ctx context.Context, id []byte, expires time.Time) (fresh 
 // spend is the one write. A long-lived value is no more durable than a record,
 // and no less: it waits for a replica.
 func (s *Store) spend(ctx context.Context, p *partition, e *epoch, key string, fingerprint, second int64, long bool) (n int64, err error) {
+	now := time.Now()
+	last := p.asked.Load()
+	ask := last == nil || last.epoch != e || now.Sub(last.at) >= askEvery
+	if ask {
+		defer func() {
+			if err == nil && n >= 0 {
+				p.asked.Store(&asked{e, now})
+			}
+		}()
+	}
 	cmd := func(b rueidis.Builder) rueidis.Completed {
-		return b.Evalsha().Sha1(e.sha).Numkeys(2).Key(key, p.epochKey).
-			Arg(strconv.FormatInt(fingerprint, 10), strconv.FormatInt(second, 10)).Build()
+		c := b.Evalsha().Sha1(e.sha).Numkeys(2).Key(key, p.epochKey).
+			Arg(strconv.FormatInt(fingerprint, 10), strconv.FormatInt(second, 10))
+		if ask {
+			c = c.Arg(argAsk)
+		}
+		return c.Build()
 	}
 	if !long {
 		return s.client.Do(ctx, cmd(s.client.B())).AsInt64()
@@ -317,6 +366,10 @@ func (s *Store) findEpoch(ctx context.Context, c rueidis.DedicatedClient, p *par
 		if err != nil && !rueidis.IsRedisNil(err) {
 			return nil, err
 		}
+		info, err := readInfo(ctx, c)
+		if err != nil {
+			return nil, err
+		}
 		var before *epoch
 		if record != "" {
 			if before, err = parseEpoch(record); err != nil {
@@ -329,15 +382,11 @@ func (s *Store) findEpoch(ctx context.Context, c rueidis.DedicatedClient, p *par
 			// A server that was started after Redis had lost everything may
 			// have taken it for a new one. We know better.
 			amiss := old != nil && before.record != old.record && before.floor == 0
-			if len(known) == 1 && known[0] == 1 && !amiss {
+			if len(known) == 1 && known[0] == 1 && !amiss && before.of(info) {
 				return before, nil
 			}
 		}
 		// Something is lost, or this process of Redis may lack something.
-		info, err := readInfo(ctx, c)
-		if err != nil {
-			return nil, err
-		}
 		if err := info.check(); err != nil {
 			return nil, err
 		}
@@ -348,8 +397,18 @@ func (s *Store) findEpoch(ctx context.Context, c rueidis.DedicatedClient, p *par
 		if before != nil {
 			floor = max(floor, before.floor)
 		}
-		e := newEpoch(floor)
-		begun, err := c.Do(ctx, c.B().Eval().Script(e.script()).Numkeys(2).Key(p.tag, p.epochKey).Arg("", "", record).Build()).AsInt64()
+		e, err := newEpoch(floor, info["master_replid"])
+		if err != nil {
+			return nil, err
+		}
+		// Newer ones forget scripts that were only run when there are 500 of
+		// them, anybody's. Those that were loaded they keep.
+		replies := c.DoMulti(ctx, c.B().Eval().Script(e.script()).Numkeys(2).Key(p.tag, p.epochKey).Arg("", "", argBegin, record).Build(),
+			c.B().ScriptLoad().Script(e.script()).Build())
+		begun, err := replies[0].AsInt64()
+		if err == nil {
+			err = replies[1].Error()
+		}
 		if err != nil {
 			return nil, err
 		}

@@ -123,17 +123,22 @@ func TestPartitions(t *testing.T) {
 // TestEpochRecord: a record becomes part of a script, so nothing else may pass
 // for one.
 func TestEpochRecord(t *testing.T) {
-	e := newEpoch(1234)
+	id := strings.Repeat("0a", replIDSize/2)
+	e, err := newEpoch(1234, id)
+	if err != nil {
+		t.Fatal(err)
+	}
 	again, err := parseEpoch(e.record)
 	if err != nil || *again != *e || e.floor != 1234 {
 		t.Errorf("%+v read as %+v, %v", e, again, err)
 	}
 	good := "1 0123456789abcdef01234567 "
-	if _, err := parseEpoch(good + "0"); err != nil {
+	if _, err := parseEpoch(good + "0 " + id); err != nil {
 		t.Error(err)
 	}
-	for _, bad := range []string{"", "1", good, good + "x", good + "1 ", good + "01", good + "+1", "2" + good[1:] + "0", "1 0123456789abcdef0123456' 0",
-		"1 0123456789abcdef01234567\n0", good + "9223372036854775808"} {
+	for _, bad := range []string{"", "1", good, good + "0", good + "x " + id, good + "1  " + id, good + "01 " + id, good + "+1 " + id, "2" + good[1:] + "0 " + id,
+		"1 0123456789abcdef0123456' 0 " + id, "1 0123456789abcdef01234567\n0 " + id, good + "9223372036854775808 " + id, good + "0 " + id[1:],
+		good + "0 '" + id[1:], good + "0 " + id + " "} {
 		if _, err := parseEpoch(bad); err == nil {
 			t.Errorf("%q passed", bad)
 		}
