@@ -6,13 +6,16 @@ import (
 	"sync"
 
 	"github.com/limpet-auth/limpet/internal/incoming"
+	"github.com/limpet-auth/limpet/internal/weakmap"
 	"github.com/limpet-auth/limpet/proof"
 	"github.com/limpet-auth/limpet/proof/httpsig"
 )
 
 // channels keeps what was derived for TLS connections: the exporter costs some
-// microseconds and many allocations, a key another HMAC.
-type channels = incoming.PerConn[*channel]
+// microseconds and many allocations, a key another HMAC. Requests of one
+// connection share their *tls.ConnectionState; a server where they do not is
+// merely slower.
+type channels = weakmap.Map[tls.ConnectionState, *channel]
 
 type channel struct {
 	mu       sync.Mutex

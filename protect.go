@@ -143,8 +143,6 @@ func Refuse(w http.ResponseWriter, err error) {
 		reason, message = refusal.Reason, refusal.Reason.Message()
 	}
 	h := w.Header()
-	h.Set("Content-Type", "application/json")
-	h.Set("Cache-Control", "no-store")
 	code := status(reason)
 	switch code {
 	case http.StatusUnauthorized:
@@ -154,8 +152,7 @@ func Refuse(w http.ResponseWriter, err error) {
 	case http.StatusServiceUnavailable:
 		h.Set("Retry-After", "1")
 	}
-	w.WriteHeader(code)
-	fmt.Fprintf(w, "{\"message\":%q,\"reason\":%q}\n", message, reason)
+	incoming.Answer(w, code, reason, message)
 }
 
 func status(reason proof.Reason) int {

@@ -19,6 +19,7 @@ import (
 
 	"github.com/limpet-auth/limpet/internal/incoming"
 	"github.com/limpet-auth/limpet/internal/replay"
+	"github.com/limpet-auth/limpet/internal/weakmap"
 	"github.com/limpet-auth/limpet/keyring"
 	"github.com/limpet-auth/limpet/proof"
 	"github.com/limpet-auth/limpet/proof/httpsig"
@@ -52,18 +53,19 @@ type Client struct {
 }
 
 const (
-	window    = 60 * time.Second // how old a request's MAC may be
-	maxSpent  = 1 << 22          // values of such MACs that are remembered
-	maxAdmits = 4                // tokens that a connection remembers
-	maxJTIs   = 1 << 10          // JWTs of a connection that are not over
+	window       = 60 * time.Second // how old a request's MAC may be
+	maxSpent     = 1 << 22          // values of such MACs that are remembered
+	maxAdmits    = 4                // tokens that a connection remembers
+	maxAuthority = 512              // bytes; a host name has 255 at most
+	maxJTIs      = 1 << 10          // JWTs of a connection that are not over
 )
 
 // Server admits requests whose token fits their TLS connection. It is safe for
 // concurrent use.
 type Server struct {
 	cfg   ServerConfig
-	conns incoming.PerConn[*conn]
-	spent *replay.Table // values of MACs; nil without PerRequest
+	conns weakmap.Map[tls.ConnectionState, *conn] // which net/http keeps as long as the connection
+	spent *replay.Table                           // values of MACs; nil without PerRequest
 	seed  maphash.Seed
 	now   func() time.Time
 
@@ -149,8 +151,6 @@ func (s *Server) refuse(w http.ResponseWriter, r *http.Request, err error) {
 		slog.String("method", r.Method),
 		slog.String("path", r.URL.Path))
 	h := w.Header()
-	h.Set("Content-Type", "application/json")
-	h.Set("Cache-Control", "no-store")
 	code := http.StatusUnauthorized
 	switch refusal.Reason {
 	case proof.Unavailable:
@@ -162,8 +162,7 @@ func (s *Server) refuse(w http.ResponseWriter, r *http.Request, err error) {
 		tell(h, r)
 		h.Set("WWW-Authenticate", "Bearer")
 	}
-	w.WriteHeader(code)
-	fmt.Fprintf(w, "{\"message\":%q,\"reason\":%q}\n", refusal.Reason.Message(), refusal.Reason)
+	incoming.Answer(w, code, refusal.Reason, refusal.Reason.Message())
 }
 
 type contextKey struct{}
@@ -217,7 +216,7 @@ func (s *Server) admit(r *http.Request) (*Client, error) {
 	if err := usable(r.TLS, s.cfg.Profile); err != nil {
 		return nil, refused(err)
 	}
-	c, err := s.conns.Of(r.TLS, s.newConn)
+	c, err := s.conns.Of(r.TLS, newConn)
 	if err != nil {
 		return nil, err
 	}
@@ -243,9 +242,7 @@ func (s *Server) admit(r *http.Request) (*Client, error) {
 	return a.client, nil
 }
 
-func (s *Server) newConn(*tls.ConnectionState) (*conn, error) {
-	return new(conn), nil
-}
+func newConn(*tls.ConnectionState) (*conn, error) { return new(conn), nil }
 
 // presented returns the token of a request and, in the sample profile, the client
 // that it names besides.
@@ -286,6 +283,9 @@ func bearer(h http.Header) (string, error) {
 func (s *Server) admission(r *http.Request, c *conn, text, name string) (admission, error) {
 	generation, now := s.cfg.Keys.Generation(), s.now()
 	authority := proof.Authority("https", r.Host)
+	if len(authority) > maxAuthority {
+		return admission{}, refused(errors.New("a host over 512 bytes"))
+	}
 	c.mu.Lock()
 	defer c.mu.Unlock()
 	for i := range c.admits {

@@ -231,7 +231,7 @@ func (g *Gateway) ServeHTTP(w http.ResponseWriter, r *http.Request) {
 		return
 	}
 	if r.Method == http.MethodConnect || r.Method == http.MethodTrace {
-		answer(w, http.StatusMethodNotAllowed, "method_not_allowed", "this method is not passed on")
+		incoming.Answer(w, http.StatusMethodNotAllowed, "method_not_allowed", "this method is not passed on")
 		return
 	}
 	x, err := g.admit(w, r)

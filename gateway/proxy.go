@@ -3,7 +3,6 @@ package gateway
 import (
 	"context"
 	"errors"
-	"fmt"
 	"maps"
 	"net"
 	"net/http"
@@ -15,6 +14,7 @@ import (
 	"time"
 
 	"github.com/limpet-auth/limpet"
+	"github.com/limpet-auth/limpet/internal/incoming"
 	"github.com/limpet-auth/limpet/proof"
 )
 
@@ -134,21 +134,14 @@ func (g *Gateway) failed(w http.ResponseWriter, r *http.Request, err error) {
 		g.refused(x.in, err, false)
 		limpet.Refuse(w, refusal)
 	case x.upload != nil && x.upload.stalled.Load():
-		answer(w, http.StatusRequestTimeout, "request_timeout", "the body did not arrive in time")
+		incoming.Answer(w, http.StatusRequestTimeout, "request_timeout", "the body did not arrive in time")
 	case x.upload != nil && x.upload.broken.Load(), x.in.Context().Err() != nil && errors.Is(err, context.Canceled):
-		answer(w, http.StatusBadRequest, "bad_request", "the request broke off")
+		incoming.Answer(w, http.StatusBadRequest, "bad_request", "the request broke off")
 	case errors.As(err, &timeout) && timeout.Timeout():
 		g.log.WarnContext(x, "limpet: gateway: the app does not answer in time", "path", r.URL.EscapedPath(), "why", err)
-		answer(w, http.StatusGatewayTimeout, "upstream_timeout", "the app does not answer in time")
+		incoming.Answer(w, http.StatusGatewayTimeout, "upstream_timeout", "the app does not answer in time")
 	default:
 		g.log.WarnContext(x, "limpet: gateway: the app cannot be reached", "path", r.URL.EscapedPath(), "why", err)
-		answer(w, http.StatusBadGateway, "upstream_unreachable", "the app cannot be reached")
+		incoming.Answer(w, http.StatusBadGateway, "upstream_unreachable", "the app cannot be reached")
 	}
-}
-
-func answer(w http.ResponseWriter, code int, reason, message string) {
-	w.Header().Set("Content-Type", "application/json")
-	w.Header().Set("Cache-Control", "no-store")
-	w.WriteHeader(code)
-	fmt.Fprintf(w, "{\"message\":%q,\"reason\":%q}\n", message, reason)
 }

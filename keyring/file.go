@@ -15,6 +15,8 @@ import (
 	"path/filepath"
 	"slices"
 	"time"
+
+	"github.com/limpet-auth/limpet/internal/private"
 )
 
 const (
@@ -77,7 +79,7 @@ func checkSecret(secret []byte) error {
 }
 
 func readFile(path string) ([]*Key, error) {
-	if err := ownerOnly(path); err != nil {
+	if err := private.OwnerOnly(path); err != nil {
 		return nil, err
 	}
 	f, err := os.Open(path)

@@ -6,12 +6,6 @@ import (
 	"golang.org/x/sys/windows"
 )
 
-// ownerOnly relies on the access list that the file's directory hands down.
-func ownerOnly(path string) error {
-	_, err := os.Stat(path)
-	return err
-}
-
 // exclusively waits until nobody else has the file locked, and locks it.
 func exclusively(f *os.File) error {
 	return windows.LockFileEx(windows.Handle(f.Fd()), windows.LOCKFILE_EXCLUSIVE_LOCK, 0, 1, 0, new(windows.Overlapped))

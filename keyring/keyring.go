@@ -251,7 +251,7 @@ func (r *Ring) refresh() {
 	defer r.mu.Unlock()
 	fi, err := os.Stat(r.path)
 	if err == nil {
-		if r.wrong == "" && os.SameFile(fi, r.seen) && fi.ModTime().Equal(r.seen.ModTime()) && fi.Size() == r.seen.Size() {
+		if r.wrong == "" && os.SameFile(fi, r.seen) && fi.ModTime().Equal(r.seen.ModTime()) && fi.Size() == r.seen.Size() && fi.Mode() == r.seen.Mode() {
 			return
 		}
 		// What went wrong is tried again each time: it may have been the file's mode.

@@ -19,6 +19,7 @@ import (
 	"os/exec"
 	"path/filepath"
 	"reflect"
+	"runtime"
 	"slices"
 	"strings"
 	"sync"
@@ -413,10 +414,10 @@ func TestFileOthersCanRead(t *testing.T) {
 			t.Fatal(err)
 		}
 		_, err := Open(path, Options{})
-		wantWords(t, err, "others have access", fmt.Sprintf("%#o", mode), "0600")
+		wantWords(t, err, "others can read", fmt.Sprintf("%#o", mode), "0600")
 		_, err = Read(path)
-		wantWords(t, err, "others have access")
-		wantWords(t, Edit(path, func(*List) error { return nil }), "others have access")
+		wantWords(t, err, "others can read")
+		wantWords(t, Edit(path, func(*List) error { return nil }), "others can read")
 	}
 	path := filepath.Join(t.TempDir(), "keys.json")
 	edit(t, path, add("a", &Key{Secret: NewSecret()}))
@@ -426,7 +427,6 @@ func TestFileOthersCanRead(t *testing.T) {
 	open(t, path, Options{})
 }
 
-// A server sees within a second what another process did to the file.
 // An edit goes to the file itself, whatever name it is known by, and leaves it to
 // its owner: else a revocation would not reach the server.
 func TestEditReachesTheServersFile(t *testing.T) {
@@ -434,7 +434,10 @@ func TestEditReachesTheServersFile(t *testing.T) {
 	path, link := filepath.Join(dir, "keys.json"), filepath.Join(dir, "link.json")
 	edit(t, path, func(l *List) error { return l.Add("billing", &Key{Secret: NewSecret()}) })
 	if err := os.Symlink("keys.json", link); err != nil {
-		t.Skip(err)
+		if runtime.GOOS == "windows" {
+			t.Skip(err) // it takes a privilege there
+		}
+		t.Fatal(err)
 	}
 	const other = 65534
 	foreign := os.Chown(path, other, other) == nil // root can
@@ -506,7 +509,7 @@ func TestBrokenFileKeepsTheKeys(t *testing.T) {
 	}{
 		{"garbage", func() error { return os.WriteFile(path, []byte("MDEyMzQ1Njc4OWFiY2RlZg"), 0o600) }, true},
 		{"right again", func() error { return os.WriteFile(path, good, 0o600) }, false},
-		{"others can read it", func() error { return errors.Join(os.WriteFile(path, good, 0o600), os.Chmod(path, 0o644)) }, true},
+		{"others can read it", func() error { return os.Chmod(path, 0o644) }, true},
 		{"mode put right, and nothing else", func() error { return os.Chmod(path, 0o600) }, false},
 		{"removed", func() error { return os.Remove(path) }, true},
 		{"back", func() error { return os.WriteFile(path, good, 0o600) }, false},
@@ -514,12 +517,6 @@ func TestBrokenFileKeepsTheKeys(t *testing.T) {
 	} {
 		if err := step.do(); err != nil {
 			t.Fatal(step.name, err)
-		}
-		// A mode is not part of what is compared, so the file must look changed once.
-		if step.name == "others can read it" {
-			if err := os.Chtimes(path, time.Time{}, time.Now().Add(time.Hour)); err != nil {
-				t.Fatal(err)
-			}
 		}
 		for range 3 {
 			forgetful(r)

@@ -25,6 +25,7 @@ import (
 
 	"github.com/limpet-auth/limpet/channel"
 	"github.com/limpet-auth/limpet/hwkey/tpmkey"
+	"github.com/limpet-auth/limpet/internal/private"
 )
 
 const defaultChannelListen = "127.0.0.1:8443"
@@ -188,7 +189,7 @@ func (s *channelServe) certificate(clients string) (*reloaded, error) {
 	if err := makeCertificate(cert, key, names); err != nil {
 		return nil, fmt.Errorf("certificate: %w", err)
 	}
-	if err := ownerOnly(key); err != nil {
+	if err := private.OwnerOnly(key); err != nil {
 		return nil, fmt.Errorf("certificate: %w", err)
 	}
 	r, err := loadCertificate(cert, key)

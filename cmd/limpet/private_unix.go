@@ -10,18 +10,6 @@ import (
 	"syscall"
 )
 
-// ownerOnly refuses a file that others than its owner can read.
-func ownerOnly(path string) error {
-	fi, err := os.Stat(path)
-	if err != nil {
-		return err
-	}
-	if mode := fi.Mode().Perm(); mode&0o077 != 0 {
-		return fmt.Errorf("others can read %s: its mode is %#o, make it 0600", path, mode)
-	}
-	return nil
-}
-
 // listenPrivate listens on a Unix socket that only its owner can connect to,
 // in a directory that nobody else can write to. A socket that was left behind
 // is replaced.

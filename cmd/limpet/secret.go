@@ -13,6 +13,7 @@ import (
 
 	"golang.org/x/term"
 
+	"github.com/limpet-auth/limpet/internal/private"
 	"github.com/limpet-auth/limpet/keyring"
 )
 
@@ -36,7 +37,7 @@ func readShared(path string) ([]byte, error) {
 		return nil, fmt.Errorf("secret: %w", err)
 	}
 	if path != "-" {
-		if err := ownerOnly(path); err != nil {
+		if err := private.OwnerOnly(path); err != nil {
 			note("%v", err) // some platforms hand out their secrets like this
 		}
 	}

@@ -13,6 +13,7 @@ import (
 	"strings"
 
 	"github.com/limpet-auth/limpet"
+	"github.com/limpet-auth/limpet/internal/private"
 	"github.com/limpet-auth/limpet/store/boltstore"
 	"github.com/limpet-auth/limpet/store/memstore"
 	"github.com/limpet-auth/limpet/store/redisstore"
@@ -55,7 +56,7 @@ func (s storeFlag) path() (string, error) {
 func (s storeFlag) openRemote(ctx context.Context, passwordFile string, log *slog.Logger) (*redisstore.Store, error) {
 	opts := &redisstore.Options{Logger: log}
 	if passwordFile != "" {
-		if err := ownerOnly(passwordFile); err != nil {
+		if err := private.OwnerOnly(passwordFile); err != nil {
 			return nil, fmt.Errorf("store: %w", err)
 		}
 		b, err := readBounded(passwordFile, maxStorePassword)
@@ -146,7 +147,7 @@ func sealKey(file, store string) ([]byte, error) {
 }
 
 func readPrivateKey(path string) ([]byte, error) {
-	if err := ownerOnly(path); err != nil {
+	if err := private.OwnerOnly(path); err != nil {
 		return nil, fmt.Errorf("seal key: %w", err)
 	}
 	return readSealKey(path)

@@ -10,14 +10,13 @@ import (
 	"fmt"
 	"io/fs"
 	"log/slog"
-	"os"
 	"path/filepath"
-	"runtime"
 	"slices"
 
 	"golang.org/x/crypto/argon2"
 
 	"github.com/limpet-auth/limpet/hwkey/internal/keydir"
+	"github.com/limpet-auth/limpet/internal/private"
 )
 
 var (
@@ -122,7 +121,7 @@ func KeyFile(path string) Secret {
 }
 
 func readKeyFile(path string) ([]byte, error) {
-	if err := ownerOnly(path); err != nil {
+	if err := private.OwnerOnly(path); err != nil {
 		return nil, err
 	}
 	key, err := keydir.ReadFile(path)
@@ -260,20 +259,4 @@ func newAEAD(key []byte) cipher.AEAD {
 		panic(err) // AES has the right block size
 	}
 	return aead
-}
-
-// ownerOnly refuses a key file that others can read. Windows has no such mode
-// bits; there the directory's access list decides.
-func ownerOnly(path string) error {
-	if runtime.GOOS == "windows" {
-		return nil
-	}
-	fi, err := os.Stat(path)
-	if err != nil {
-		return err
-	}
-	if mode := fi.Mode().Perm(); mode&0o077 != 0 {
-		return fmt.Errorf("others can read the key file %s: its mode is %#o, make it 0600", path, mode)
-	}
-	return nil
 }

@@ -9,10 +9,10 @@ import (
 	"net"
 	"net/http"
 	"net/http/httptrace"
-	"runtime"
 	"sync"
 	"time"
-	"weak"
+
+	"github.com/limpet-auth/limpet/internal/weakmap"
 )
 
 const (
@@ -145,10 +145,7 @@ func (c *canceling) Close() error {
 
 // PerConn keeps a value for each TLS connection for as long as somebody keeps the
 // connection, which the value must not. It is safe for concurrent use.
-type PerConn[V any] struct {
-	mu     sync.Mutex
-	values map[weak.Pointer[tls.Conn]]V
-}
+type PerConn[V any] struct{ values weakmap.Map[tls.Conn, V] }
 
 // Of returns the value of a connection, which create makes when it is first
 // asked for. Of a connection that is not a *tls.Conn it is made each time.
@@ -157,26 +154,5 @@ func (p *PerConn[V]) Of(conn net.Conn, create func() (V, error)) (V, error) {
 	if !ok {
 		return create()
 	}
-	name := weak.Make(usual)
-	p.mu.Lock()
-	defer p.mu.Unlock()
-	if v, ok := p.values[name]; ok {
-		return v, nil
-	}
-	v, err := create()
-	if err != nil {
-		return v, err
-	}
-	if p.values == nil {
-		p.values = make(map[weak.Pointer[tls.Conn]]V)
-	}
-	p.values[name] = v
-	runtime.AddCleanup(usual, p.forget, name)
-	return v, nil
-}
-
-func (p *PerConn[V]) forget(name weak.Pointer[tls.Conn]) {
-	p.mu.Lock()
-	defer p.mu.Unlock()
-	delete(p.values, name)
+	return p.values.Of(usual, func(*tls.Conn) (V, error) { return create() })
 }
