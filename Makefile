@@ -1,7 +1,10 @@
-.PHONY: build test demo bench report fuzz lint clean
+.PHONY: build packages test demo bench report fuzz lint clean
 
 build: ## bin/limpet, the way it ships
 	CGO_ENABLED=0 go build -trimpath -o bin/limpet ./cmd/limpet
+
+packages: ## dist/: a .deb and a container image for amd64 and arm64
+	packaging/build
 
 test: ## everything that must hold before a change lands
 	.ci/run
@@ -31,4 +34,4 @@ lint:
 	go run honnef.co/go/tools/cmd/staticcheck@v0.8.2 ./...
 
 clean:
-	rm -rf bin
+	rm -rf bin dist

@@ -37,8 +37,8 @@ type loaded struct {
 
 func (r *reloaded) get(*tls.ClientHelloInfo) (*tls.Certificate, error) { return r.now.Load(), nil }
 
-// onHangup loads files on each SIGHUP until stop is called. Files that cannot be
-// loaded change nothing.
+// onHangup loads files on each SIGHUP until stop is called, and tells systemd.
+// Files that cannot be loaded change nothing.
 func onHangup(log *slog.Logger, files ...loaded) (stop func()) {
 	hangups := make(chan os.Signal, 1)
 	if hangup != nil {
@@ -52,13 +52,17 @@ func onHangup(log *slog.Logger, files ...loaded) (stop func()) {
 				return
 			case <-hangups:
 			}
+			reloading()
+			status := "reloaded"
 			for _, f := range files {
 				if err := f.load(); err != nil {
 					log.Error("limpet: "+f.what+" not reloaded", "why", plain(err))
+					status = f.what + " not reloaded: " + plain(err)
 					continue
 				}
 				log.Info("limpet: " + f.what + " reloaded")
 			}
+			ready(status)
 		}
 	}()
 	return func() { signal.Stop(hangups); close(done) }

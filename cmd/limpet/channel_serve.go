@@ -146,6 +146,7 @@ func (s *channelServe) run(ctx context.Context) error {
 	defer onHangup(log, loaded{"certificate", certificate.load}, loaded{"clients' keys", ring.Reload})()
 	listener = tls.NewListener(listener, channelTLS(profiles[s.profile], certificate.get))
 	note("listening on %s", url)
+	ready("listening on " + url)
 	return serveUntil(ctx, log, map[net.Listener]http.Handler{listener: server.Protect(answerChannel(profiles[s.profile], log))})
 }
 

@@ -10,8 +10,8 @@ import (
 	"net"
 	"net/http"
 	"net/netip"
-	"os/signal"
 	"slices"
+	"strings"
 	"sync/atomic"
 	"time"
 
@@ -87,12 +87,16 @@ limpet gateway check explains what it means, route by route.
 SIGINT and SIGTERM end the gateway when the requests in flight are answered,
 after 10 seconds at the latest. SIGHUP reads the routes file and the TLS
 certificate again, without dropping a connection; if something is wrong with
-them it is logged, and nothing changes.`,
+them it is logged, and nothing changes.
+
+As a service of systemd (Type=notify) it says when it is ready, reloads and stops.
+Sockets that a socket unit with FileDescriptorName=http opened take the place of
+--listen.`,
 		Args: onlyCommands,
 		RunE: func(cmd *cobra.Command, _ []string) error { return g.run(cmd) },
 	}
 	f := cmd.Flags()
-	f.StringVar(&g.listen, "listen", gatewayListen, "`address` to listen on; port 0 takes a free one")
+	f.StringVar(&g.listen, "listen", gatewayListen, "`address` to listen on, unless systemd opened a socket; port 0 takes a free one")
 	f.StringVar(&g.upstream, "upstream", "", "the app, as http://`host:port`")
 	f.StringVar(&g.cookie, "session-cookie", "", "`name` of the cookie that is the app's session")
 	yesNoVar(cmd, &g.bearer, "session-bearer", "the app's sessions are bearer tokens")
@@ -262,33 +266,63 @@ func (g *gatewayFlags) run(cmd *cobra.Command) (err error) {
 	var now atomic.Pointer[gateway.Gateway]
 	now.Store(first)
 
-	listener, err := net.Listen("tcp", g.listen)
+	listeners, err := g.open(cmd)
 	if err != nil {
-		return fmt.Errorf("cannot listen: %w", err)
+		return err
 	}
-	defer listener.Close()
-	url := "http://" + listener.Addr().String()
-	listener = gateway.Listener(listener)
+	var reloads []loaded
 	if certificate != nil {
-		defer onHangup(log, loaded{"certificate", certificate.load})()
-		listener = tls.NewListener(listener, &tls.Config{GetCertificate: certificate.get, NextProtos: []string{"h2", "http/1.1"}})
-		url = "https://" + url[len("http://"):]
+		reloads = append(reloads, loaded{"certificate", certificate.load})
 	}
 	if g.routes != "" {
-		defer onHangup(log, loaded{"routes", func() error {
+		reloads = append(reloads, loaded{"routes", func() error {
 			next, err := build()
 			if err != nil {
 				return err
 			}
 			now.Swap(next).Close()
 			return nil
-		}})()
-	} else if certificate == nil && hangup != nil {
-		signal.Ignore(hangup)
+		}})
 	}
-	note("listening on %s", url)
-	handler := http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) { now.Load().ServeHTTP(w, r) })
-	return serveAll(cmd.Context(), log, map[net.Listener]*http.Server{listener: gateway.NewServer(handler, log)})
+	defer onHangup(log, reloads...)()
+	server := gateway.NewServer(http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) { now.Load().ServeHTTP(w, r) }), log)
+	servers := make(map[net.Listener]*http.Server)
+	var urls []string
+	for _, l := range listeners {
+		defer l.Close()
+		url := "http://" + l.Addr().String()
+		l = gateway.Listener(l)
+		if certificate != nil {
+			l = tls.NewListener(l, &tls.Config{GetCertificate: certificate.get, NextProtos: []string{"h2", "http/1.1"}})
+			url = "https://" + url[len("http://"):]
+		}
+		servers[l] = server
+		note("listening on %s", url)
+		urls = append(urls, url)
+	}
+	ready("listening on " + strings.Join(urls, ", "))
+	return serveAll(cmd.Context(), log, servers)
+}
+
+// open returns the sockets that systemd opened for the gateway, or else one of
+// its own.
+func (g *gatewayFlags) open(cmd *cobra.Command) ([]net.Listener, error) {
+	const name = "http" // FileDescriptorName= of the socket unit
+	passed, err := inherited(name)
+	if err != nil {
+		return nil, err
+	}
+	if sockets := passed[name]; len(sockets) > 0 {
+		if cmd.Flags().Changed("listen") {
+			note("systemd opened the sockets: --listen %s does not count", g.listen)
+		}
+		return sockets, nil
+	}
+	l, err := net.Listen("tcp", g.listen)
+	if err != nil {
+		return nil, fmt.Errorf("cannot listen: %w", err)
+	}
+	return []net.Listener{l}, nil
 }
 
 // gatewayClients are the clients of package channel that routes ask for, from the

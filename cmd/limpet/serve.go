@@ -9,7 +9,6 @@ import (
 	"net"
 	"net/http"
 	"os"
-	"os/signal"
 	"time"
 
 	"github.com/spf13/cobra"
@@ -178,15 +177,15 @@ func (s *serve) run(ctx context.Context) (err error) {
 		return err
 	}
 	url := "http://" + listener.Addr().String()
-	if certificate == nil && hangup != nil {
-		signal.Ignore(hangup)
-	}
+	var reloads []loaded
 	if certificate != nil {
-		defer onHangup(log, loaded{"certificate", certificate.load})()
+		reloads = append(reloads, loaded{"certificate", certificate.load})
 		listener = tls.NewListener(listener, &tls.Config{GetCertificate: certificate.get, NextProtos: []string{"h2", "http/1.1"}})
 		url = "https://" + url[len("http://"):]
 	}
+	defer onHangup(log, reloads...)()
 	note("listening on %s", url)
+	ready("listening on " + url)
 	return serveUntil(ctx, log, map[net.Listener]http.Handler{listener: auth, admin: auth.Admin()})
 }
 
@@ -234,6 +233,7 @@ func serveAll(ctx context.Context, log *slog.Logger, servers map[net.Listener]*h
 	select {
 	case <-ctx.Done():
 		log.Info("limpet: stopping")
+		stopping()
 	case err = <-failed:
 	}
 	end, cancel := context.WithTimeout(context.Background(), drain)

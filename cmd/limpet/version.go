@@ -23,7 +23,12 @@ func versionCommand() *cobra.Command {
 	}
 }
 
+var version string // of a package: packaging/build sets it
+
 func versionText() string {
+	if version != "" {
+		return version
+	}
 	if info, ok := debug.ReadBuildInfo(); ok && info.Main.Version != "" {
 		return info.Main.Version
 	}
