@@ -22,6 +22,7 @@ var imports = map[string][]string{
 	"internal/incoming":     {"proof"},
 	"internal/outgoing":     {"internal/weakmap", "proof"},
 	"internal/private":      {},
+	"internal/relay":        {},
 	"internal/weakmap":      {},
 	"store/memstore":        {"internal/replay"},
 	"store/boltstore":       {"internal/replay"},
@@ -38,7 +39,8 @@ var imports = map[string][]string{
 	"limpettest":            {"", "internal/incoming", "internal/weakmap", "hwkey", "proof", "proof/httpsig", "proof/hwsign", "proof/dpop"},
 	"limpettest/vectors":    {},
 	"internal/authserver":   {"", "internal/incoming", "internal/weakmap", "proof", "proof/httpsig", "proof/hwsign", "proof/dpop"},
-	"gateway":               {"", "internal/incoming", "internal/weakmap", "proof", "proof/httpsig", "proof/hwsign", "proof/dpop"},
+	"agent":                 {"client", "hwkey", "internal/incoming", "internal/outgoing", "internal/private", "internal/relay", "internal/weakmap", "proof", "proof/httpsig", "proof/hwsign", "proof/dpop"},
+	"gateway":               {"", "internal/incoming", "internal/relay", "internal/weakmap", "proof", "proof/httpsig", "proof/hwsign", "proof/dpop"},
 	"cmd/limpet":            {"*"},
 }
 

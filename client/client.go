@@ -163,6 +163,16 @@ func (c *Client) Sessions() []Session {
 	return list
 }
 
+// SessionOf describes the session that a request to its origin belongs to, by the
+// tokens it carries; ok is false if the client knows none.
+func (c *Client) SessionOf(req *http.Request) (_ Session, ok bool) {
+	s := c.find(originOf(req.URL), req)
+	if s == nil {
+		return Session{}, false
+	}
+	return s.describe(), true
+}
+
 // Restore makes a session known that [Client.Sessions] described in another
 // process. The device key is loaded when it is first needed. A session with the
 // same key is replaced.

@@ -115,6 +115,25 @@ func ours(name string) bool {
 		strings.HasPrefix(name, "Signature") || name == httpsig.DigestField
 }
 
+// TestSessionOf: a request belongs to the session whose token it carries to the
+// session's origin.
+func TestSessionOf(t *testing.T) {
+	_, srv := serve(t, limpet.Config{})
+	cl := client.New(newKeystore())
+	token := login(t, &http.Client{Transport: cl.Transport(nil)}, srv.URL)
+	s, ok := cl.SessionOf(request(t, "PUT", srv.URL+"/any", token, nil))
+	if !ok || s.Origin != srv.URL || s.Key != cl.Sessions()[0].Key {
+		t.Errorf("%+v %v", s, ok)
+	}
+	for _, other := range []*http.Request{
+		request(t, "GET", srv.URL+"/any", token+"x", nil), request(t, "GET", srv.URL+"/any", "", nil), request(t, "GET", "https://other.example/", token, nil),
+	} {
+		if s, ok := cl.SessionOf(other); ok {
+			t.Errorf("%s: %+v", other.URL, s)
+		}
+	}
+}
+
 func TestFailedLogin(t *testing.T) {
 	app, srv := serve(t, limpet.Config{})
 	keys := newKeystore()

@@ -17,6 +17,7 @@ import (
 	"sync"
 	"time"
 
+	"github.com/limpet-auth/limpet/internal/outgoing"
 	"github.com/limpet-auth/limpet/proof"
 	"github.com/limpet-auth/limpet/proof/dpop"
 )
@@ -103,7 +104,7 @@ func (t *dpopTransport) RoundTrip(req *http.Request) (*http.Response, error) {
 		closeBody(req)
 		return nil, fmt.Errorf("limpet: client: DPoP: %w", err)
 	}
-	if !strings.EqualFold(req.URL.Scheme, "https") && !loopback(strings.ToLower(req.URL.Hostname())) {
+	if !strings.EqualFold(req.URL.Scheme, "https") && !outgoing.ThisMachine(req.URL.Hostname()) {
 		return fail(errors.New("plain http to " + req.URL.Hostname()))
 	}
 	var token string

@@ -5,7 +5,6 @@ import (
 	"errors"
 	"fmt"
 	"net/http"
-	"net/netip"
 	"net/url"
 	"path"
 	"slices"
@@ -13,6 +12,7 @@ import (
 	"time"
 
 	"github.com/limpet-auth/limpet/hwkey"
+	"github.com/limpet-auth/limpet/internal/outgoing"
 	"github.com/limpet-auth/limpet/proof"
 	"github.com/limpet-auth/limpet/proof/hwsign"
 )
@@ -148,17 +148,7 @@ func (c *Client) mayBind(u *url.URL) bool {
 	case "https":
 		return true
 	case "http":
-		return c.PlainHTTP || loopback(strings.ToLower(u.Hostname()))
+		return c.PlainHTTP || outgoing.ThisMachine(u.Hostname())
 	}
 	return false
-}
-
-// loopback reports whether host is this machine; names under localhost never
-// leave it (RFC 6761, 6.3).
-func loopback(host string) bool {
-	if host == "localhost" || strings.HasSuffix(host, ".localhost") {
-		return true
-	}
-	addr, err := netip.ParseAddr(host)
-	return err == nil && addr.Unmap().IsLoopback()
 }

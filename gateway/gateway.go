@@ -31,6 +31,7 @@ import (
 
 	"github.com/limpet-auth/limpet"
 	"github.com/limpet-auth/limpet/internal/incoming"
+	"github.com/limpet-auth/limpet/internal/relay"
 	"github.com/limpet-auth/limpet/proof"
 	"github.com/limpet-auth/limpet/proof/httpsig"
 )
@@ -136,7 +137,7 @@ func newGateway(cfg Config) (*Gateway, error) {
 	g.proxy = &httputil.ReverseProxy{
 		Rewrite:        g.rewrite,
 		Transport:      upstream{g.transport},
-		BufferPool:     &buffers,
+		BufferPool:     &relay.Buffers,
 		ModifyResponse: g.modify,
 		ErrorHandler:   g.failed,
 		ErrorLog:       slog.NewLogLogger(cfg.Logger.Handler(), slog.LevelDebug),
@@ -208,9 +209,9 @@ type exchange struct {
 	out    *http.Request // as the rules admitted it
 	rule   limpet.Rule
 	event  event
-	answer http.Header // what the guard tells the client
-	user   string      // whom a login's request names
-	upload *upload     // nil if there is no body
+	answer http.Header   // what the guard tells the client
+	user   string        // whom a login's request names
+	upload *relay.Upload // nil if there is no body
 }
 
 type exchangeKey struct{}
@@ -256,12 +257,11 @@ func (g *Gateway) admit(w http.ResponseWriter, r *http.Request) (*exchange, erro
 	}
 	x := &exchange{Context: r.Context(), in: r, rule: g.table.ruleOf(v), event: g.table.eventOf(v)}
 	if r.Body != nil && r.Body != http.NoBody {
-		x.upload = &upload{ReadCloser: r.Body, control: http.NewResponseController(w), request: r}
+		x.upload = relay.NewUpload(w, r)
 		// The server's own request keeps its body: by that the server knows whether
 		// some of it is left, and does not take the rest for the next request.
 		with := *r
 		with.Body, r = x.upload, &with
-		x.upload.control.EnableFullDuplex() // else an early answer waits for the body; only HTTP/1 needs it
 	}
 	if x.event.login != nil {
 		if x.out, err = g.admitLogin(x, r); err != nil {

@@ -1,93 +1,18 @@
 package gateway
 
 import (
-	"errors"
-	"io"
 	"log/slog"
 	"net"
 	"net/http"
-	"os"
-	"sync/atomic"
-	"time"
-)
 
-const (
-	stall      = time.Minute // how long a peer may take to send or take the next bytes of a body
-	maxHeaders = 32 << 10    // bytes of a request's header
+	"github.com/limpet-auth/limpet/internal/relay"
 )
 
 // NewServer returns a server with the limits that a gateway needs: none on how
 // long a request or its answer takes, as long as they go on. Serve it on a
 // [Listener]'s connections.
-func NewServer(h http.Handler, log *slog.Logger) *http.Server {
-	return &http.Server{
-		Handler:           h,
-		ReadHeaderTimeout: 10 * time.Second,
-		IdleTimeout:       2 * time.Minute,
-		MaxHeaderBytes:    maxHeaders,
-		HTTP2:             &http.HTTP2Config{SendPingTimeout: stall, WriteByteTimeout: stall},
-		ErrorLog:          slog.NewLogLogger(log.Handler(), slog.LevelDebug), // noise of the network
-	}
-}
+func NewServer(h http.Handler, log *slog.Logger) *http.Server { return relay.NewServer(h, log) }
 
 // Listener returns a listener whose connections end if their peer takes no bytes
 // for a minute. TLS goes on top of it.
-func Listener(l net.Listener) net.Listener { return &listener{l} }
-
-type listener struct{ net.Listener }
-
-func (l *listener) Accept() (net.Conn, error) {
-	c, err := l.Listener.Accept()
-	if err != nil {
-		return nil, err
-	}
-	return &conn{c}, nil
-}
-
-type conn struct{ net.Conn }
-
-func (c *conn) Write(p []byte) (int, error) {
-	c.SetWriteDeadline(time.Now().Add(stall))
-	return c.Conn.Write(p)
-}
-
-// CloseWrite lets net/http end a connection so that its last answer arrives.
-func (c *conn) CloseWrite() error {
-	if half, ok := c.Conn.(interface{ CloseWrite() error }); ok {
-		return half.CloseWrite()
-	}
-	return errors.ErrUnsupported
-}
-
-// upload is a request's body on its way to the app. It ends if the client sends
-// nothing for a minute, and hands on the trailers that come behind it.
-type upload struct {
-	io.ReadCloser
-	control *http.ResponseController
-	request *http.Request
-	trailer http.Header // the outgoing request's; nil if it has none
-	armed   time.Time
-	stalled atomic.Bool
-	broken  atomic.Bool // it ended with an error, of the client's making
-}
-
-func (u *upload) Read(p []byte) (int, error) {
-	if now := time.Now(); now.Sub(u.armed) > stall/8 {
-		u.control.SetReadDeadline(now.Add(stall)) // not every ResponseWriter can
-		u.armed = now
-	}
-	n, err := u.ReadCloser.Read(p)
-	if err == nil {
-		return n, nil
-	}
-	u.broken.Store(err != io.EOF)
-	if errors.Is(err, os.ErrDeadlineExceeded) {
-		u.stalled.Store(true)
-	} else if u.request.Context().Err() == nil {
-		u.control.SetReadDeadline(time.Time{}) // the answer may take longer
-	}
-	for name := range u.trailer {
-		u.trailer[name] = u.request.Trailer[name]
-	}
-	return n, err
-}
+func Listener(l net.Listener) net.Listener { return relay.Listener(l) }

@@ -10,11 +10,11 @@ import (
 	"net/http/httputil"
 	"net/textproto"
 	"strings"
-	"sync"
 	"time"
 
 	"github.com/limpet-auth/limpet"
 	"github.com/limpet-auth/limpet/internal/incoming"
+	"github.com/limpet-auth/limpet/internal/relay"
 	"github.com/limpet-auth/limpet/proof"
 )
 
@@ -28,7 +28,7 @@ func newTransport(timeout time.Duration) *http.Transport {
 			if err != nil {
 				return nil, err
 			}
-			return &conn{c}, nil
+			return &relay.Conn{Conn: c}, nil
 		},
 		TLSHandshakeTimeout:   10 * time.Second,
 		ResponseHeaderTimeout: timeout,
@@ -44,22 +44,6 @@ func newTransport(timeout time.Duration) *http.Transport {
 	}
 }
 
-// buffers are those that bodies are copied through.
-var buffers bufferPool
-
-type bufferPool struct{ pool sync.Pool }
-
-const bufferSize = 32 << 10
-
-func (p *bufferPool) Get() []byte {
-	if b, ok := p.pool.Get().(*[bufferSize]byte); ok {
-		return b[:]
-	}
-	return make([]byte, bufferSize)
-}
-
-func (p *bufferPool) Put(b []byte) { p.pool.Put((*[bufferSize]byte)(b)) }
-
 // upstream sends requests to the app. Informational answers go to the client
 // before anything is bound: they must not set cookies.
 type upstream struct{ *http.Transport }
@@ -68,6 +52,9 @@ func (u upstream) RoundTrip(r *http.Request) (*http.Response, error) {
 	if trace := httptrace.ContextClientTrace(r.Context()); trace != nil && trace.Got1xxResponse != nil {
 		next := trace.Got1xxResponse // the reverse proxy's, made for this request
 		trace.Got1xxResponse = func(code int, header textproto.MIMEHeader) error {
+			if code == http.StatusContinue {
+				return nil // the server says it when the body is read, and would say it twice
+			}
 			header.Del("Set-Cookie")
 			return next(code, header)
 		}
@@ -98,7 +85,7 @@ func (g *Gateway) rewrite(pr *httputil.ProxyRequest) {
 		for name := range out.Trailer {
 			out.Trailer[name] = x.in.Trailer[name] // there, if the body was read before
 		}
-		x.upload.trailer = out.Trailer
+		x.upload.Trailer = out.Trailer
 	}
 }
 
@@ -133,9 +120,9 @@ func (g *Gateway) failed(w http.ResponseWriter, r *http.Request, err error) {
 	case errors.As(err, &refusal): // of a body that the app has read in part
 		g.refused(x.in, err, false)
 		limpet.Refuse(w, refusal)
-	case x.upload != nil && x.upload.stalled.Load():
+	case x.upload != nil && x.upload.Stalled():
 		incoming.Answer(w, http.StatusRequestTimeout, "request_timeout", "the body did not arrive in time")
-	case x.upload != nil && x.upload.broken.Load(), x.in.Context().Err() != nil && errors.Is(err, context.Canceled):
+	case x.upload != nil && x.upload.Broken(), x.in.Context().Err() != nil && errors.Is(err, context.Canceled):
 		incoming.Answer(w, http.StatusBadRequest, "bad_request", "the request broke off")
 	case errors.As(err, &timeout) && timeout.Timeout():
 		g.log.WarnContext(x, "limpet: gateway: the app does not answer in time", "path", r.URL.EscapedPath(), "why", err)

@@ -163,15 +163,22 @@ func (g *channelGet) transport() (*http.Transport, error) {
 	if g.caCert == "" {
 		return t, nil
 	}
-	text, err := readBounded(g.caCert, maxCACert)
+	var err error
+	t.TLSClientConfig.RootCAs, err = readRoots(g.caCert)
+	return t, err
+}
+
+// readRoots reads certificates to trust.
+func readRoots(path string) (*x509.CertPool, error) {
+	text, err := readBounded(path, maxCACert)
 	if err != nil {
 		return nil, fmt.Errorf("cacert: %w", err)
 	}
-	t.TLSClientConfig.RootCAs = x509.NewCertPool()
-	if !t.TLSClientConfig.RootCAs.AppendCertsFromPEM(text) {
-		return nil, fmt.Errorf("cacert: %s has no certificate in PEM", g.caCert)
+	roots := x509.NewCertPool()
+	if !roots.AppendCertsFromPEM(text) {
+		return nil, fmt.Errorf("cacert: %s has no certificate in PEM", path)
 	}
-	return t, nil
+	return roots, nil
 }
 
 const maxCACert = 4 << 20 // bytes of a file with certificates

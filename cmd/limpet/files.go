@@ -6,6 +6,8 @@ import (
 	"os"
 	"path/filepath"
 	"runtime"
+
+	"github.com/limpet-auth/limpet/internal/private"
 )
 
 // stateDir returns the directory of everything that the command must find
@@ -30,28 +32,11 @@ func findStateDir() (string, error) {
 }
 
 // writeFile writes a file that only its owner can read, whole or not at all.
-func writeFile(path string, data []byte) error { return place(path, data, os.Rename) }
+func writeFile(path string, data []byte) error { return private.Write(path, data) }
 
 // createFile is writeFile for a file that must not exist; else the error is
 // fs.ErrExist.
-func createFile(path string, data []byte) error { return place(path, data, os.Link) }
-
-func place(path string, data []byte, move func(from, to string) error) error {
-	dir := filepath.Dir(path)
-	if err := os.MkdirAll(dir, 0o700); err != nil {
-		return err
-	}
-	f, err := os.CreateTemp(dir, ".new-*") // mode 0600
-	if err != nil {
-		return err
-	}
-	defer os.Remove(f.Name())
-	_, err = f.Write(data)
-	if err = errors.Join(err, f.Sync(), f.Close()); err != nil {
-		return err
-	}
-	return move(f.Name(), path)
-}
+func createFile(path string, data []byte) error { return private.Create(path, data) }
 
 // missing reports whether an error means that there is no such file.
 func missing(err error) bool { return errors.Is(err, fs.ErrNotExist) }

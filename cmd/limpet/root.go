@@ -37,6 +37,7 @@ a copied session token is worthless anywhere else.
   limpet gateway   stands in front of an app that knows nothing of it
   limpet login     logs in to one, with a key of this device
   limpet request   makes requests that prove possession of the key
+  limpet agent     adds proofs to the requests of programs that cannot be changed
   limpet handshake authenticates both ends of TCP connections
 
 Programs, which have no user to log in, get tokens that live for one connection:
@@ -58,6 +59,7 @@ programs of the same user can read those.
 		demoCommand(),
 		serveCommand(),
 		gatewayCommand(),
+		agentCommand(),
 		loginCommand(),
 		requestCommand(),
 		logoutCommand(),

@@ -3,7 +3,8 @@
     python3 app.py PORT
 
 It prints the port that it listens on, a free one for PORT 0. The session's
-cookie is replaced at POST /renew.
+cookie is replaced at POST /renew. POST /token hands out the session as a bearer
+token.
 """
 
 import http.cookies
@@ -21,6 +22,9 @@ class App(http.server.BaseHTTPRequestHandler):
     protocol_version = "HTTP/1.1"
 
     def user(self):
+        scheme, _, token = self.headers.get("Authorization", "").partition(" ")
+        if scheme == "Bearer":
+            return SESSIONS.get(token)
         cookie = http.cookies.SimpleCookie(self.headers.get("Cookie", ""))
         return SESSIONS.get(cookie["sid"].value) if "sid" in cookie else None
 
@@ -54,6 +58,10 @@ class App(http.server.BaseHTTPRequestHandler):
             self.answer(302, "", ("Location", "/me"), self.begin(user))
         elif self.path == "/login":
             self.answer(200, "wrong name or password")
+        elif self.path == "/token" and user in USERS and USERS[user] == form.get("password"):
+            token = secrets.token_urlsafe(24)
+            SESSIONS[token] = user
+            self.answer(200, json.dumps({"access_token": token}), ("Content-Type", "application/json"))
         elif self.path == "/renew" and self.user():
             self.answer(200, "", self.begin(self.user()))
         elif self.path == "/logout":

@@ -9,6 +9,7 @@ import (
 	"fmt"
 	"io"
 	"net/http"
+	"net/netip"
 	"strings"
 
 	"github.com/limpet-auth/limpet/proof"
@@ -52,6 +53,17 @@ func withoutZone(host string) string {
 		return host
 	}
 	return host[:from] + host[to:]
+}
+
+// ThisMachine reports whether a host is this machine; names under localhost never
+// leave it (RFC 6761, 6.3).
+func ThisMachine(host string) bool {
+	host = strings.ToLower(host)
+	if host == "localhost" || strings.HasSuffix(host, ".localhost") {
+		return true
+	}
+	addr, err := netip.ParseAddr(host)
+	return err == nil && addr.Unmap().IsLoopback()
 }
 
 // Digest returns the SHA-256 of a request's body, nil if it has none, and
