@@ -38,6 +38,8 @@ var imports = map[string][]string{
 	"client":                {"hwkey", "internal/outgoing", "internal/weakmap", "proof", "proof/httpsig", "proof/hwsign", "proof/dpop"},
 	"limpettest":            {"", "internal/incoming", "internal/weakmap", "hwkey", "proof", "proof/httpsig", "proof/hwsign", "proof/dpop"},
 	"limpettest/vectors":    {},
+	"internal/admin":        {"", "internal/incoming", "internal/weakmap", "proof", "proof/httpsig", "proof/hwsign", "proof/dpop"},
+	"internal/telemetry":    {"", "internal/incoming", "internal/weakmap", "proof", "proof/httpsig", "proof/hwsign", "proof/dpop"},
 	"internal/authserver":   {"", "internal/incoming", "internal/weakmap", "proof", "proof/httpsig", "proof/hwsign", "proof/dpop"},
 	"agent":                 {"client", "hwkey", "internal/incoming", "internal/outgoing", "internal/private", "internal/relay", "internal/weakmap", "proof", "proof/httpsig", "proof/hwsign", "proof/dpop"},
 	"gateway":               {"", "internal/incoming", "internal/relay", "internal/weakmap", "proof", "proof/httpsig", "proof/hwsign", "proof/dpop"},

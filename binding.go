@@ -99,9 +99,14 @@ func decodeBinding(session ID, rec []byte) (*Binding, error) {
 	if b.device, err = proof.ParsePublicKey(alg, key); err != nil {
 		return nil, errRecord
 	}
-	sum := b.device.Thumbprint()
-	b.Key = base64.RawURLEncoding.EncodeToString(sum[:])
+	b.Key = thumbprintOf(b.device)
 	return b, nil
+}
+
+// thumbprintOf returns a key's JWK thumbprint as [Binding].Key has it.
+func thumbprintOf(key *proof.PublicKey) string {
+	sum := key.Thumbprint()
+	return base64.RawURLEncoding.EncodeToString(sum[:])
 }
 
 func appendTime(dst []byte, t time.Time) []byte {

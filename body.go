@@ -19,6 +19,7 @@ const StreamBody = -1
 func (g *Guard) CheckBody(next http.Handler) http.Handler {
 	return http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
 		if err := g.CheckLogin(r); err != nil {
+			g.Report(r.Context(), &Decision{Result: Refused, Err: err, Method: r.Method, Path: incoming.Message(r).Path})
 			Refuse(w, err)
 			return
 		}
@@ -27,7 +28,7 @@ func (g *Guard) CheckBody(next http.Handler) http.Handler {
 }
 
 // CheckLogin is what [Guard.CheckBody] does before it hands a login on. The body
-// is read and put back. The error is a *[proof.Refusal].
+// is read and put back. The error is a *[proof.Refusal], and the caller's to report.
 func (g *Guard) CheckLogin(r *http.Request) error {
 	m := incoming.Message(r)
 	for _, wire := range wires {

@@ -6,7 +6,6 @@ import (
 	"crypto/subtle"
 	"crypto/tls"
 	"errors"
-	"log/slog"
 	"net/http"
 	"sync"
 	"time"
@@ -25,6 +24,8 @@ type Request struct {
 	// one: whoever calls Check has made sure of it.
 	Client    string
 	clientErr error // why there is no Client
+
+	format Format // what carried its proof, as far as anybody looked
 
 	// TLS is the connection the request came on, nil if TLS ends elsewhere or
 	// there is none. Each connection has a value of its own, which is not used
@@ -51,11 +52,19 @@ var unbound = &Binding{Level: None}
 // error is nil; or a *[proof.Refusal]. What the client must be told of an
 // ephemeral key it introduced is added to response, the headers of the answer.
 func (g *Guard) Check(ctx context.Context, r *Request, rule Rule, response map[string][]string) (*Binding, error) {
+	var start time.Time
+	if g.listens(ctx) {
+		start = time.Now()
+	}
+	r.Session, r.format = ID{}, NoProof
 	b, err := g.check(ctx, r, rule, response)
 	if err == nil {
 		if rule.Client != NoClient {
 			with := *b
 			with.Client, b = r.Client, &with
+		}
+		if !start.IsZero() {
+			g.decided(ctx, r, b, nil, Admitted, start)
 		}
 		return b, nil
 	}
@@ -64,7 +73,7 @@ func (g *Guard) Check(ctx context.Context, r *Request, rule Rule, response map[s
 		refusal = &proof.Refusal{Reason: proof.Unavailable, Err: err} // nobody has judged the request
 	}
 	r.Digest = nil
-	g.log(ctx, &r.Message, rule, refusal)
+	g.decided(ctx, r, nil, refusal, rule.refuses(), start)
 	if rule.Mode == Observe {
 		return unbound, nil
 	}
@@ -78,19 +87,6 @@ func (g *Guard) Check(ctx context.Context, r *Request, rule Rule, response map[s
 	return nil, refusal
 }
 
-// log says what is refused, or would be.
-func (g *Guard) log(ctx context.Context, m *proof.Message, rule Rule, refusal *proof.Refusal) {
-	verdict := "refused"
-	if rule.Mode == Observe {
-		verdict = "would refuse"
-	}
-	g.cfg.Logger.LogAttrs(ctx, slog.LevelInfo, "limpet: "+verdict,
-		slog.String("reason", string(refusal.Reason)),
-		slog.String("why", refusal.Error()),
-		slog.String("method", m.Method),
-		slog.String("path", m.Path))
-}
-
 func (g *Guard) check(ctx context.Context, r *Request, rule Rule, response map[string][]string) (*Binding, error) {
 	if rule.Client != NoClient {
 		if r.clientErr != nil {
@@ -100,6 +96,7 @@ func (g *Guard) check(ctx context.Context, r *Request, rule Rule, response map[s
 			return nil, &proof.Refusal{Reason: proof.NoClient, Detail: "nobody has told the client"}
 		}
 		if rule.Client == InsteadOfSession {
+			r.format = ByChannel
 			return unbound, nil
 		}
 	}
@@ -137,7 +134,7 @@ func (g *Guard) check(ctx context.Context, r *Request, rule Rule, response map[s
 	case s.certificate != nil && !s.certified(r.TLS):
 		return nil, &proof.Refusal{Reason: proof.Required, Detail: "the token is bound to another client certificate"}
 	case s.certificate != nil && s.thumbprint == nil:
-		// The handshake was the proof.
+		r.format = ByCertificate // the handshake was the proof
 	case !s.bound():
 		if rule.Mode != Prefer {
 			return nil, &proof.Refusal{Reason: proof.SessionUnbound, Detail: "the session has no device key"}
@@ -177,6 +174,7 @@ func (g *Guard) prove(ctx context.Context, r *Request, s *session, rule Rule, no
 	p.Reset()
 
 	wire, err := extract(m, p)
+	r.format = formatOf(wire)
 	if err != nil {
 		return err
 	}
@@ -366,12 +364,12 @@ func byDevice(p *proof.Proof, s *session) bool {
 	return p.Signer() != nil && p.Signer().SameKey(s.deviceFor(p))
 }
 
-// extract reads the proof on the first wire that finds one.
+// extract reads the proof on the first wire that finds one, or fails to.
 func extract(m *proof.Message, p *proof.Proof) (proof.Wire, error) {
 	for _, wire := range wires {
 		found, err := wire.Extract(m, p)
 		if err != nil {
-			return nil, err
+			return wire, err
 		}
 		if found {
 			return wire, nil

@@ -1,6 +1,7 @@
 package limpet
 
 import (
+	"context"
 	"crypto/rand"
 	"errors"
 	"fmt"
@@ -176,7 +177,15 @@ type Config struct {
 	// introduce new ephemeral keys, and nothing else is lost.
 	SealKey []byte
 
-	Logger *slog.Logger // default slog.Default()
+	// Decided, if it is set, is told of each decision, after it was taken and before
+	// the request goes on: what it costs, each request pays. It is called from many
+	// goroutines at once, with the request's context; d is its own until it returns.
+	// Nobody is told who a request is from before that is proven.
+	Decided func(ctx context.Context, d *Decision)
+
+	// Logger gets a line for each decision: at level Debug if a request is admitted
+	// or a token replaced, else at Info. The default is slog.Default().
+	Logger *slog.Logger
 }
 
 func (c *Config) setDefaults() error {
@@ -247,11 +256,13 @@ type rules struct {
 	fallback  Rule
 	mux       *http.ServeMux // nil if there are no routes
 	byPattern map[string]Rule
+	enforce   bool // one of them does more than observe
 }
 
 func newRules(cfg *Config) (r rules, err error) {
 	fallback, routes := cfg.Rule, cfg.Routes
-	r = rules{fallback: fallback}
+	enforces := func(route Route) bool { return route.Rule.Mode != Observe }
+	r = rules{fallback: fallback, enforce: fallback.Mode != Observe || slices.ContainsFunc(routes, enforces)}
 	if asked := func(route Route) bool { return route.Rule.Client != NoClient }; cfg.Clients == nil &&
 		(fallback.Client != NoClient || slices.ContainsFunc(routes, asked)) {
 		return r, errors.New("limpet: a rule asks for a client, and Config.Clients is not set")

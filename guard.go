@@ -20,6 +20,9 @@ import (
 // wires are the protocols a guard understands, asked in this order.
 var wires = []proof.Wire{httpsig.Wire{}, hwsign.Wire{}, dpop.Wire{}}
 
+// formats are their names in decisions.
+var formats = [...]Format{RFC9421, HWSign, DPoP}
+
 // Guard binds sessions to device keys and admits only requests that prove
 // possession. It is safe for concurrent use.
 type Guard struct {
@@ -84,43 +87,58 @@ func New(cfg Config) (*Guard, error) {
 // it returns an error the session must not be handed out: answer with
 // [Refuse]. The error is a *[proof.Refusal], or ErrBound.
 func (g *Guard) Bind(w http.ResponseWriter, r *http.Request, token, user string) error {
+	m := incoming.Message(r)
+	b, wire, err := g.bind(w, r, &m, token, user)
+	d := Decision{Result: Bound, Err: err, Format: formatOf(wire), Method: m.Method, Path: m.Path}
+	if err == nil {
+		d.identify(b)
+	} else if d.Result = Refused; !g.rules.enforce {
+		d.Result = WouldRefuse
+	}
+	g.Report(r.Context(), &d)
+	return err
+}
+
+// bind also returns the binding, and the wire that brought the device key, nil if
+// none did.
+func (g *Guard) bind(w http.ResponseWriter, r *http.Request, m *proof.Message, token, user string) (*Binding, proof.Wire, error) {
 	if err := g.bindable(token); err != nil {
-		return fmt.Errorf("limpet: bind: %w", err)
+		return nil, nil, fmt.Errorf("limpet: bind: %w", err)
 	}
 	if len(user) > maxUser {
-		return fmt.Errorf("limpet: bind: a user name of %d bytes, want at most %d", len(user), maxUser)
+		return nil, nil, fmt.Errorf("limpet: bind: a user name of %d bytes, want at most %d", len(user), maxUser)
 	}
-	m, now := incoming.Message(r), g.now()
-	offer, wire, err := g.offer(r.Context(), &m, now)
+	now := g.now()
+	offer, wire, err := g.offer(r.Context(), m, now)
 	if err != nil {
-		return fmt.Errorf("limpet: bind: %w", err)
+		return nil, wire, fmt.Errorf("limpet: bind: %w", err)
 	}
 	b := &Binding{Session: g.cfg.Session.ID(token), User: user, Level: None, Created: now, Expires: now.Add(g.cfg.Lifetime)}
 	if offer != nil {
-		b.Level, b.device = offer.Level, offer.Key
+		b.Level, b.Key, b.device = offer.Level, thumbprintOf(offer.Key), offer.Key
 	}
 	// The index first: a session is then never bound without its user's list
 	// knowing, and an index entry without a session harms nobody.
 	ttl := g.cfg.Lifetime + retention
 	if err := g.cfg.Store.Put(r.Context(), userPrefix(user)+b.Session.String(), nil, ttl); err != nil {
-		return unavailable("bind", err)
+		return nil, wire, unavailable("bind", err)
 	}
 	added, err := g.cfg.Store.Add(r.Context(), bindingKey(b.Session), b.encode(), ttl)
 	if err != nil {
-		return unavailable("bind", err)
+		return nil, wire, unavailable("bind", err)
 	}
 	if !added {
-		return g.boundBefore(r.Context(), b)
+		return b, wire, g.boundBefore(r.Context(), b)
 	}
 	if wire == nil {
-		return nil
+		return b, nil, nil
 	}
 	s, err := g.server.describe(now)
 	if err != nil {
-		return unavailable("bind", err)
+		return nil, wire, unavailable("bind", err)
 	}
 	wire.Bound(w.Header(), b.Session, s)
-	return nil
+	return b, wire, nil
 }
 
 // boundBefore returns nil if the session is known already and binding it changes
@@ -145,7 +163,7 @@ func (g *Guard) offer(ctx context.Context, m *proof.Message, now time.Time) (off
 		o, err := wire.Offer(m)
 		switch {
 		case err != nil:
-			return nil, nil, err
+			return nil, wire, err
 		case o == nil:
 		case offer != nil:
 			return nil, nil, &proof.Refusal{Reason: proof.Malformed, Detail: "two device keys"}
@@ -158,7 +176,7 @@ func (g *Guard) offer(ctx context.Context, m *proof.Message, now time.Time) (off
 	}
 	policy := proof.Policy{Window: window, Skew: skew}
 	if err := proof.VerifyOffer(m, offer, now, policy); err != nil {
-		return nil, nil, err
+		return nil, on, err
 	}
 	c := checking{proof: *offer.Proof}
 	_, err = g.spend(ctx, &c, new(session), &proof.EphemeralKey{}, Rule{})
@@ -169,40 +187,52 @@ func (g *Guard) offer(ctx context.Context, m *proof.Message, now time.Time) (off
 // its. They are refused from now on. It returns ErrNoSession for a session that
 // was never bound.
 func (g *Guard) Revoke(ctx context.Context, session ID) error {
+	b, err := g.revoke(ctx, session)
+	if b == nil {
+		return err
+	}
+	d := Decision{Result: Revoked}
+	d.identify(b)
+	g.Report(ctx, &d)
+	return err
+}
+
+// revoke returns the binding if it was this call that ended it.
+func (g *Guard) revoke(ctx context.Context, session ID) (*Binding, error) {
 	rec, found, err := g.cfg.Store.Get(ctx, bindingKey(session))
 	if err != nil {
-		return unavailable("revoke", err)
+		return nil, unavailable("revoke", err)
 	}
 	if !found {
-		return ErrNoSession
+		return nil, ErrNoSession
 	}
 	b, err := decodeBinding(session, rec)
 	if err != nil {
-		return unavailable("revoke", err)
+		return nil, unavailable("revoke", err)
 	}
 	if b.Root != (ID{}) {
 		// The root's record is asked for with every request of the others. If it
 		// is not there the session is over as it is.
-		if err := g.Revoke(ctx, b.Root); err != nil && !errors.Is(err, ErrNoSession) {
-			return err
+		if _, err := g.revoke(ctx, b.Root); err != nil && !errors.Is(err, ErrNoSession) {
+			return nil, err
 		}
 	}
 	now := g.now()
 	if !b.Ended.IsZero() {
-		return nil
+		return nil, nil
 	}
 	// The record stays: a token that is merely forgotten would look unbound.
 	b.Ended = now
 	ttl := max(0, b.Expires.Sub(now)) + retention
 	if err := g.cfg.Store.Put(ctx, bindingKey(session), b.encode(), ttl); err != nil {
-		return unavailable("revoke", err)
+		return nil, unavailable("revoke", err)
 	}
 	for slot := range slots {
 		if err := g.cfg.Store.Delete(ctx, slotKey(session, slot)); err != nil {
-			return unavailable("revoke", err)
+			return b, unavailable("revoke", err)
 		}
 	}
-	return nil
+	return b, nil
 }
 
 // RevokeUser ends all of a user's sessions and returns how many it ended. The

@@ -69,7 +69,9 @@ func TestModes(t *testing.T) {
 
 func TestObserveLogsWhatItWouldRefuse(t *testing.T) {
 	s := newSite(t, Config{Rule: Rule{Mode: Observe}})
-	s.login("secret-token", "alice").send("GET", "/path?query=private", "", nil)
+	d := s.login("secret-token", "alice")
+	s.log.Reset()
+	d.send("GET", "/path?query=private", "", nil)
 	log := s.log.String()
 	for _, want := range []string{"would refuse", "reason=proof_required", "path=/path"} {
 		if !strings.Contains(log, want) {

@@ -549,7 +549,7 @@ func TestObservedBody(t *testing.T) {
 		if err != nil || string(got) != "amount=9" {
 			t.Errorf("the app reads %q, %v", got, err)
 		}
-		if !strings.Contains(s.log.String(), "would refuse") {
+		if want := map[int64]string{StreamBody: "would break off", 0: "would refuse"}[limit]; !strings.Contains(s.log.String(), want) {
 			t.Errorf("not logged: %s", s.log)
 		}
 	}

@@ -42,11 +42,11 @@ var requests = sync.Pool{New: func() any { return new(Request) }}
 // admitRouted is Admit under the rule of the request's route.
 func (g *Guard) admitRouted(response http.Header, r *http.Request) (*http.Request, error) {
 	if !incoming.Plain(r) {
-		return nil, errTarget
+		return g.unread(r, Rule{}, errTarget)
 	}
 	rule, err := g.rules.of(r)
 	if err != nil {
-		return g.observed(r, rule, err)
+		return g.unread(r, rule, err)
 	}
 	return g.Admit(response, r, rule)
 }
@@ -61,7 +61,7 @@ var errTarget = &proof.Refusal{Reason: proof.Malformed, Detail: "a target that c
 // is a *[proof.Refusal]; answer with [Refuse].
 func (g *Guard) Admit(response http.Header, r *http.Request, rule Rule) (*http.Request, error) {
 	if !incoming.Plain(r) {
-		return nil, errTarget
+		return g.unread(r, Rule{}, errTarget)
 	}
 	token, err := g.cfg.Session.Token(r.Header)
 	req := requests.Get().(*Request)
@@ -74,35 +74,39 @@ func (g *Guard) Admit(response http.Header, r *http.Request, rule Rule) (*http.R
 		req.Body = func() ([sha256.Size]byte, error) { return incoming.HashBody(r, cmp.Or(rule.Body, g.cfg.MaxBody)) }
 	}
 	b, err := g.Check(r.Context(), req, rule, response)
-	digest := req.Digest
+	digest, format := req.Digest, req.format
 	*req = Request{}
 	if err != nil {
 		return nil, err
 	}
 	admitted := r.WithContext(&boundContext{r.Context(), b})
 	if digest != nil {
-		admitted.Body = g.streamed(r, *digest, rule)
+		admitted.Body = g.streamed(r, *digest, rule, b, format)
 	}
 	return admitted, nil
 }
 
-// observed decides over a request that has no one rule.
-func (g *Guard) observed(r *http.Request, rule Rule, err error) (*http.Request, error) {
-	var refusal *proof.Refusal
-	if rule.Mode != Observe || !errors.As(err, &refusal) {
+// unread decides over a request that has no one rule, or no one path.
+func (g *Guard) unread(r *http.Request, rule Rule, err error) (*http.Request, error) {
+	g.Report(r.Context(), &Decision{Result: rule.refuses(), Err: err, Method: r.Method, Path: r.URL.EscapedPath()})
+	if rule.Mode != Observe {
 		return nil, err
 	}
-	m := incoming.Message(r)
-	g.log(r.Context(), &m, rule, refusal)
 	return r.WithContext(&boundContext{r.Context(), unbound}), nil
 }
 
 // streamed returns the body that the app reads as it comes.
-func (g *Guard) streamed(r *http.Request, digest [sha256.Size]byte, rule Rule) io.ReadCloser {
+func (g *Guard) streamed(r *http.Request, digest [sha256.Size]byte, rule Rule, b *Binding, format Format) io.ReadCloser {
 	body := incoming.NewDigestedBody(r.Body, digest)
-	if rule.Mode == Observe {
-		ctx, m := r.Context(), incoming.Message(r)
-		body.Observe = func(refusal *proof.Refusal) { g.log(ctx, &m, rule, refusal) }
+	ctx, method, path, observed := r.Context(), r.Method, incoming.Message(r).Path, rule.Mode == Observe
+	body.Differs = func(refusal *proof.Refusal) (pass bool) {
+		d := Decision{Result: BrokenOff, Err: refusal, Format: format, Method: method, Path: path}
+		if observed {
+			d.Result = WouldBreakOff
+		}
+		d.identify(b)
+		g.Report(ctx, &d)
+		return observed
 	}
 	return body
 }
@@ -138,7 +142,7 @@ func FromContext(ctx context.Context) *Binding {
 // *[proof.Refusal] is answered with 500.
 func Refuse(w http.ResponseWriter, err error) {
 	var refusal *proof.Refusal
-	reason, message := proof.Reason("internal_error"), "internal error"
+	reason, message := internalError, "internal error"
 	if errors.As(err, &refusal) {
 		reason, message = refusal.Reason, refusal.Reason.Message()
 	}
@@ -167,7 +171,7 @@ func status(reason proof.Reason) int {
 		return http.StatusForbidden
 	case proof.Unavailable:
 		return http.StatusServiceUnavailable
-	case "internal_error":
+	case internalError:
 		return http.StatusInternalServerError
 	}
 	return http.StatusUnauthorized

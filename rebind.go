@@ -20,16 +20,31 @@ import (
 // and neither will next be. Other errors are a *[proof.Refusal], with reason
 // SessionEnded if the session is over, and ErrBound if next is another session.
 func (g *Guard) Rebind(ctx context.Context, response http.Header, token, next string) error {
+	b, err := g.rebind(ctx, response, token, next)
+	if errors.Is(err, ErrNoSession) {
+		return err // there was nothing to decide
+	}
+	d := Decision{Result: Rebound, Err: err}
+	if err == nil {
+		d.identify(b)
+	} else if d.Result = BrokenOff; !g.rules.enforce {
+		d.Result = WouldBreakOff
+	}
+	g.Report(ctx, &d)
+	return err
+}
+
+func (g *Guard) rebind(ctx context.Context, response http.Header, token, next string) (*Binding, error) {
 	if err := g.bindable(next); err != nil {
-		return fmt.Errorf("limpet: rebind: %w", err)
+		return nil, fmt.Errorf("limpet: rebind: %w", err)
 	}
 	old, err := g.Find(ctx, g.cfg.Session.ID(token))
 	if err != nil {
-		return err
+		return nil, err
 	}
 	now := g.now()
 	if !old.alive(now) {
-		return &proof.Refusal{Reason: proof.SessionEnded, Detail: "the session ended before its token was replaced"}
+		return nil, &proof.Refusal{Reason: proof.SessionEnded, Detail: "the session ended before its token was replaced"}
 	}
 	b := *old
 	b.Session = g.cfg.Session.ID(next)
@@ -39,30 +54,30 @@ func (g *Guard) Rebind(ctx context.Context, response http.Header, token, next st
 	if b.Session != old.Session && b.Session != b.Root {
 		added, err := g.cfg.Store.Add(ctx, bindingKey(b.Session), b.encode(), b.Expires.Sub(now)+retention)
 		if err != nil {
-			return unavailable("rebind", err)
+			return nil, unavailable("rebind", err)
 		}
 		if !added {
 			// Two answers at one time may bring the same token.
 			other, err := g.Find(ctx, b.Session)
 			if err != nil && !errors.Is(err, ErrNoSession) {
-				return err
+				return nil, err
 			}
 			if err != nil || other.Root != b.Root {
-				return ErrBound
+				return nil, ErrBound
 			}
 		}
 	}
 	if b.device == nil {
-		return nil
+		return &b, nil
 	}
 	s, err := g.server.describe(now)
 	if err != nil {
-		return unavailable("rebind", err)
+		return nil, unavailable("rebind", err)
 	}
 	for _, wire := range wires {
 		wire.Bound(response, b.Session, s)
 	}
-	return nil
+	return &b, nil
 }
 
 // Find returns the record of a session, also of one that is over, and

@@ -67,7 +67,11 @@ type Config struct {
 	Lease    time.Duration // see [limpet.Config]
 	Lifetime time.Duration // likewise
 	SealKey  []byte        // likewise
-	Logger   *slog.Logger  // default slog.Default()
+	Logger   *slog.Logger  // likewise
+
+	// Decided is told of each decision, the gateway's own among them; see
+	// [limpet.Config].
+	Decided func(context.Context, *limpet.Decision)
 }
 
 // Gateway is a handler that stands in front of an app.
@@ -128,6 +132,7 @@ func newGateway(cfg Config) (*Gateway, error) {
 		Clients:  cfg.Clients,
 		SealKey:  cfg.SealKey,
 		Logger:   cfg.Logger,
+		Decided:  cfg.Decided,
 	})
 	if err != nil {
 		return nil, errors.New(strings.TrimPrefix(err.Error(), "limpet: "))
@@ -249,7 +254,8 @@ func (g *Gateway) admit(w http.ResponseWriter, r *http.Request) (*exchange, erro
 	if err == nil && (!incoming.Plain(r) || r.URL.Path != "" && r.URL.Path[0] != '/') {
 		err, observed = errReading, false
 	}
-	if err != nil {
+	told := err != nil
+	if told {
 		g.refused(r, err, observed)
 		if !observed {
 			return nil, err
@@ -266,16 +272,21 @@ func (g *Gateway) admit(w http.ResponseWriter, r *http.Request) (*exchange, erro
 	if x.event.login != nil {
 		if x.out, err = g.admitLogin(x, r); err != nil {
 			observed := !g.table.enforces()
-			if g.refused(r, err, observed); !observed {
+			if !told || !observed {
+				g.refused(r, err, observed)
+			}
+			if !observed {
 				return nil, err
 			}
 			x.out = r
 		}
+	} else if told {
+		x.out = r // as the guard does it: what would be refused carries no binding
 	} else if x.out, err = g.guard.Admit(w.Header(), r, x.rule); err != nil {
 		return nil, err
 	} else if x.rule.Client == limpet.InsteadOfSession && x.rule.Mode != limpet.Observe {
 		if x.out, err = g.anonymous(x.out); err != nil { // nobody looked at its session, but the app does
-			g.refused(r, err, false)
+			g.report(r, limpet.BrokenOff, err)
 			return nil, err
 		}
 	}
@@ -328,19 +339,15 @@ func (g *Gateway) forget(w http.ResponseWriter, r *http.Request, err error) {
 	}
 }
 
-// refused logs what the guard has not seen.
+// refused reports what the guard has not seen.
 func (g *Gateway) refused(r *http.Request, err error, observed bool) {
-	var refusal *proof.Refusal
-	if !errors.As(err, &refusal) {
-		return
-	}
-	verdict := "refused"
+	result := limpet.Refused
 	if observed {
-		verdict = "would refuse"
+		result = limpet.WouldRefuse
 	}
-	g.log.LogAttrs(r.Context(), slog.LevelInfo, "limpet: "+verdict,
-		slog.String("reason", string(refusal.Reason)),
-		slog.String("why", refusal.Error()),
-		slog.String("method", r.Method),
-		slog.String("path", r.URL.EscapedPath()))
+	g.report(r, result, err)
+}
+
+func (g *Gateway) report(r *http.Request, result limpet.Result, err error) {
+	g.guard.Report(r.Context(), &limpet.Decision{Result: result, Err: err, Method: r.Method, Path: r.URL.EscapedPath()})
 }

@@ -115,12 +115,30 @@ func (g *Gateway) anonymous(r *http.Request) (*http.Request, error) {
 }
 
 // loggedIn binds the session that a login's answer hands out.
-func (g *Gateway) loggedIn(x *exchange, resp *http.Response, issued string) error {
-	l, token, user := x.event.login, issued, x.user
+func (g *Gateway) loggedIn(x *exchange, resp *http.Response, issued string, unclear error) error {
+	token, user, err := issued, x.user, unclear
+	if err == nil {
+		token, user, err = g.handedOut(x, resp, issued)
+	}
+	switch {
+	case err != nil:
+		g.refused(x.in, err, !g.table.enforces())
+		return err
+	case token == "":
+		g.log.InfoContext(x, "limpet: gateway: a login was answered with success, and without a session", "path", x.in.URL.Path, "status", resp.StatusCode)
+		return nil
+	}
+	return g.guard.Bind(head(resp.Header), x.in, token, user)
+}
+
+// handedOut returns the token that a login's answer hands out, and whose it is.
+func (g *Gateway) handedOut(x *exchange, resp *http.Response, issued string) (token, user string, err error) {
+	l := x.event.login
+	token, user = issued, x.user
 	if l.readsAnswer() {
 		text, err := readJSON(resp)
 		if err != nil {
-			return err
+			return "", "", err
 		}
 		if l.paths != nil {
 			token = ""
@@ -131,20 +149,20 @@ func (g *Gateway) loggedIn(x *exchange, resp *http.Response, issued string) erro
 			}
 			found, err := member(text, path)
 			if err != nil {
-				return fmt.Errorf("the token of a login's answer: %w", err)
+				return "", "", fmt.Errorf("the token of a login's answer: %w", err)
 			}
 			if found != "" && token != "" && found != token {
-				return errTwoTokens
+				return "", "", errTwoTokens
 			}
 			token = cmp.Or(token, found)
 		}
 		// The cookie would be a session too, and an unbound one.
 		if l.paths != nil && issued != "" && g.cfg.Session.ID(issued) != g.cfg.Session.ID(token) {
-			return errTwoTokens
+			return "", "", errTwoTokens
 		}
 		if l.user.answer && l.user.kind == "json" && text != nil {
 			if user, err = member(text, l.user.name); err != nil {
-				return fmt.Errorf("the user of a login's answer: %w", err)
+				return "", "", fmt.Errorf("the user of a login's answer: %w", err)
 			}
 			user = sane(user)
 		}
@@ -155,15 +173,7 @@ func (g *Gateway) loggedIn(x *exchange, resp *http.Response, issued string) erro
 			user = sane(values[0])
 		}
 	}
-	if token == "" {
-		g.log.InfoContext(x, "limpet: gateway: a login was answered with success, and without a session", "path", x.in.URL.Path, "status", resp.StatusCode)
-		return nil
-	}
-	err := g.guard.Bind(head(resp.Header), x.in, token, user)
-	if err == nil {
-		g.log.InfoContext(x, "limpet: gateway: logged in", "session", g.cfg.Session.ID(token).String())
-	}
-	return err
+	return token, user, nil
 }
 
 var errTwoTokens = errors.New("a login's answer has two tokens; say which one by the login's token")
@@ -181,15 +191,23 @@ func (g *Gateway) loggedOut(x *exchange) error {
 	if err != nil || token == "" {
 		return nil
 	}
-	id := g.cfg.Session.ID(token)
-	err = g.guard.Revoke(x, id)
+	err = g.guard.Revoke(x, g.cfg.Session.ID(token))
 	if errors.Is(err, limpet.ErrNoSession) {
 		return nil
 	}
-	if err == nil {
-		g.log.InfoContext(x, "limpet: gateway: logged out", "session", id.String())
+	if err != nil {
+		g.brokeOff(x, err)
 	}
 	return err
+}
+
+// brokeOff reports a request whose answer is not handed out, or would not be.
+func (g *Gateway) brokeOff(x *exchange, err error) {
+	result := limpet.BrokenOff
+	if !g.table.enforces() {
+		result = limpet.WouldBreakOff
+	}
+	g.report(x.in, result, err)
 }
 
 // renewed carries a session over to the token by which the app replaces its own.
@@ -206,6 +224,9 @@ func (g *Gateway) renewed(x *exchange, resp *http.Response, issued string, uncle
 	case unclear != nil:
 		if _, err = g.guard.Find(x, g.cfg.Session.ID(token)); err == nil {
 			err = unclear
+		}
+		if !errors.Is(err, limpet.ErrNoSession) {
+			g.brokeOff(x, err)
 		}
 	default:
 		err = g.guard.Rebind(x, resp.Header, token, issued)
@@ -225,10 +246,7 @@ func (g *Gateway) watch(x *exchange, resp *http.Response) error {
 	}
 	switch {
 	case x.event.login != nil && succeeded(resp.StatusCode, x.event.login.success):
-		if err != nil {
-			return err
-		}
-		return g.loggedIn(x, resp, issued)
+		return g.loggedIn(x, resp, issued, err)
 	case x.event.logout && succeeded(resp.StatusCode, nil):
 		return g.loggedOut(x)
 	case err != nil || issued != "":

@@ -117,8 +117,7 @@ func (g *Gateway) failed(w http.ResponseWriter, r *http.Request, err error) {
 	case errors.As(err, &held):
 		g.log.WarnContext(x, "limpet: gateway: an answer is not handed out", "path", r.URL.EscapedPath(), "why", err)
 		limpet.Refuse(w, err)
-	case errors.As(err, &refusal): // of a body that the app has read in part
-		g.refused(x.in, err, false)
+	case errors.As(err, &refusal): // of a body that the app has read in part; the guard has told it
 		limpet.Refuse(w, refusal)
 	case x.upload != nil && x.upload.Stalled():
 		incoming.Answer(w, http.StatusRequestTimeout, "request_timeout", "the body did not arrive in time")

@@ -49,6 +49,7 @@ type gatewayFlags struct {
 	sealKeyFile string
 	clients     keyringFile
 	keeper      keeper
+	operator    operator
 	logLevel    slog.Level
 	logFormat   string
 }
@@ -84,6 +85,12 @@ Where a route asks for a client, that is one of limpet channel: --clients and --
 say where their keys are. It is no settings file: that gives flags their values, this describes the app.
 limpet gateway check explains what it means, route by route.
 
+limpet session lists and revokes the sessions of a running gateway, and shows what
+it decides, through its admin socket, by default PATH.admin beside the store.
+--admin-listen opens a loopback port with /metrics for Prometheus, /livez and
+/readyz, and with --admin-token-file the rest of the admin API. --otlp-endpoint
+sends a trace of each request to a collector, which the app continues.
+
 SIGINT and SIGTERM end the gateway when the requests in flight are answered,
 after 10 seconds at the latest. SIGHUP reads the routes file and the TLS
 certificate again, without dropping a connection; if something is wrong with
@@ -113,6 +120,7 @@ Sockets that a socket unit with FileDescriptorName=http opened take the place of
 	f.StringVar(&g.sealKeyFile, "seal-key-file", "", "`file` of 32 random bytes, made if there is none (default PATH.sealkey beside the store)")
 	g.clients.flag(cmd)
 	g.keeper.tpmFlag(cmd)
+	g.operator.flags(cmd)
 	logFlags(cmd, &g.logLevel, &g.logFormat)
 	settings(cmd, "listen", "upstream", "session-cookie", "session-bearer", "login", "logout", "mode", "routes", "trusted-proxy",
 		"store", "store-password-file", "tls-cert", "tls-key", "lease", "seal-key-file", "log-level", "log-format")
@@ -218,6 +226,14 @@ func (g *gatewayFlags) run(cmd *cobra.Command) (err error) {
 		return err
 	}
 	log := logger(g.logLevel, g.logFormat)
+	if err := g.operator.begin(cmd.Context(), "limpet-gateway", trusted, log); err != nil {
+		return err
+	}
+	defer g.operator.close()
+	path, err := g.store.path()
+	if err != nil {
+		return err
+	}
 	var certificate *reloaded
 	if g.tlsCert != "" {
 		if certificate, err = loadCertificate(g.tlsCert, g.tlsKey); err != nil {
@@ -229,6 +245,7 @@ func (g *gatewayFlags) run(cmd *cobra.Command) (err error) {
 		return err
 	}
 	defer func() { err = errors.Join(err, closer.Close()) }()
+	store = g.operator.metrics.Count(store)
 	if key == nil { // one for all that are made of the routes file
 		key = make([]byte, sealKeySize)
 		rand.Read(key) // never fails
@@ -253,6 +270,7 @@ func (g *gatewayFlags) run(cmd *cobra.Command) (err error) {
 			}
 		}
 		cfg.Store, cfg.SealKey, cfg.Lease, cfg.Trusted, cfg.Logger = store, key, g.lease, trusted, log
+		cfg.Decided = g.operator.decided
 		made, err := gateway.New(cfg)
 		if err != nil {
 			return nil, &usageError{err}
@@ -285,8 +303,12 @@ func (g *gatewayFlags) run(cmd *cobra.Command) (err error) {
 		}})
 	}
 	defer onHangup(log, reloads...)()
-	server := gateway.NewServer(http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) { now.Load().ServeHTTP(w, r) }), log)
-	servers := make(map[net.Listener]*http.Server)
+	servers, err := g.operator.open(cmd.Context(), func() *limpet.Guard { return now.Load().Guard() }, store, path)
+	if err != nil {
+		return err
+	}
+	handler := http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) { now.Load().ServeHTTP(w, r) })
+	server := gateway.NewServer(g.operator.traced(handler), log)
 	var urls []string
 	for _, l := range listeners {
 		defer l.Close()

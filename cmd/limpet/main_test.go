@@ -63,6 +63,19 @@ func TestScript(t *testing.T) {
 			"daemon":  cmdDaemon,
 			"echo":    cmdEcho,
 			"ask":     cmdAsk,
+			"watch":   cmdWatch,
+			"watched": cmdWatched,
+			// collector starts what takes traces: collector NAME FILE. $NAME is its URL, FILE is there once it got some.
+			"collector": func(ts *testscript.TestScript, _ bool, args []string) {
+				file := ts.MkAbs(args[1])
+				srv := httptest.NewServer(http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
+					if b, err := io.ReadAll(r.Body); err == nil && r.URL.Path == "/v1/traces" {
+						os.WriteFile(file, b, 0o600)
+					}
+				}))
+				ts.Defer(srv.Close)
+				ts.Setenv(args[0], srv.URL)
+			},
 			"channel": func(ts *testscript.TestScript, _ bool, args []string) { startServer(ts, args, "channel", "serve") },
 			"proxy":   cmdProxy,
 			"signal":  cmdSignal,
@@ -128,7 +141,10 @@ type server struct {
 	done chan struct{}
 }
 
-var listening = regexp.MustCompile(`listening on (\S+)`)
+var (
+	listening = regexp.MustCompile(`listening on (\S+)`)
+	adminPort = regexp.MustCompile(`admin API on (\S+)`) // said before that
+)
 
 // startServer starts limpet serve, gateway or channel serve on a free port: server
 // NAME [FLAG...]. $NAME becomes its URL.
@@ -136,7 +152,8 @@ func startServer(ts *testscript.TestScript, args []string, command ...string) {
 	cmdDaemon(ts, false, slices.Concat(args[:1], command, []string{"--listen", "127.0.0.1:0"}, args[1:]))
 }
 
-// cmdDaemon starts limpet, which listens: daemon NAME [ARG...]. $NAME becomes where.
+// cmdDaemon starts limpet, which listens: daemon NAME [ARG...]. $NAME becomes where,
+// $NAME_ADMIN its admin port.
 // Its output goes to the file NAME.
 func cmdDaemon(ts *testscript.TestScript, _ bool, args []string) {
 	path, err := exec.LookPath("limpet")
@@ -151,12 +168,15 @@ func cmdDaemon(ts *testscript.TestScript, _ bool, args []string) {
 	stderr, err := s.cmd.StderrPipe()
 	ts.Check(err)
 	ts.Check(s.cmd.Start())
-	url := make(chan string, 1)
+	url, admin := make(chan string, 1), ""
 	go func() {
 		defer close(s.done)
 		lines := bufio.NewScanner(stderr)
 		for lines.Scan() {
 			fmt.Fprintln(s.log, lines.Text())
+			if found := adminPort.FindStringSubmatch(lines.Text()); found != nil {
+				admin = found[1]
+			}
 			if found := listening.FindStringSubmatch(lines.Text()); found != nil {
 				url <- found[1]
 			}
@@ -167,12 +187,53 @@ func cmdDaemon(ts *testscript.TestScript, _ bool, args []string) {
 	select {
 	case u := <-url:
 		ts.Setenv(args[0], u)
+		ts.Setenv(args[0]+"_ADMIN", admin)
 	case <-s.done:
 		ts.Fatalf("the server ended: %s", s.log)
 	case <-time.After(20 * time.Second):
 		ts.Fatalf("the server does not listen")
 	}
 	ts.Value("servers").(map[string]*server)[args[0]] = s
+}
+
+// cmdWatch starts limpet session watch: watch FILE [FLAG...]. What it shows, as
+// JSON, is in FILE after watched FILE.
+func cmdWatch(ts *testscript.TestScript, _ bool, args []string) {
+	path, err := exec.LookPath("limpet")
+	ts.Check(err)
+	s := &server{cmd: exec.Command(path, append([]string{"session", "watch", "--json"}, args[1:]...)...), done: make(chan struct{})}
+	s.cmd.Args[0] = "limpet"
+	s.cmd.Dir, s.cmd.Env = ts.MkAbs("."), environ(ts)
+	out, err := os.Create(ts.MkAbs(args[0]))
+	ts.Check(err)
+	defer out.Close()
+	s.cmd.Stdout, s.cmd.Stderr = out, out
+	ts.Check(s.cmd.Start())
+	go func() { defer close(s.done); s.cmd.Wait() }()
+	ts.Defer(func() { s.cmd.Process.Kill(); <-s.done })
+	ts.Value("servers").(map[string]*server)[args[0]] = s
+	// It says nothing before it is told something.
+	for range 200 {
+		fi, err := out.Stat()
+		ts.Check(err)
+		if fi.Size() > 0 {
+			return
+		}
+		resp, err := http.Get(ts.Getenv("URL"))
+		ts.Check(err)
+		resp.Body.Close()
+		time.Sleep(25 * time.Millisecond)
+	}
+	ts.Fatalf("nothing is seen")
+}
+
+// cmdWatched waits for the end of what watch began.
+func cmdWatched(ts *testscript.TestScript, _ bool, args []string) {
+	select {
+	case <-ts.Value("servers").(map[string]*server)[args[0]].done:
+	case <-time.After(15 * time.Second):
+		ts.Fatalf("it does not end")
+	}
 }
 
 var signals = map[string]syscall.Signal{"INT": syscall.SIGINT, "TERM": syscall.SIGTERM, "HUP": syscall.SIGHUP, "KILL": syscall.SIGKILL}

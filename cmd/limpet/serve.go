@@ -28,7 +28,6 @@ type serve struct {
 	password    string // the file of the store's
 	tlsCert     string
 	tlsKey      string
-	adminSocket string
 	lease       time.Duration
 	sealKeyFile string
 	mode        string
@@ -36,6 +35,7 @@ type serve struct {
 	minLevel    string
 	challenge   bool
 	channel     bool
+	operator    operator
 	logLevel    slog.Level
 	logFormat   string
 }
@@ -76,8 +76,11 @@ advance. With --channel they must be made with a key of the TLS connection that
 they come on, so that not even an ephemeral key stolen from memory works on
 another one; TLS must then end here, not at a proxy.
 
-limpet session lists and revokes sessions of a running server through its admin
-socket, by default PATH.admin beside the store; those in a Redis it reaches there.
+limpet session lists and revokes sessions of a running server, and shows what it
+decides, through its admin socket, by default PATH.admin beside the store; sessions
+in a Redis it reaches there. --admin-listen opens a loopback port with /metrics for
+Prometheus, /livez and /readyz, and with --admin-token-file the rest of the admin
+API. --otlp-endpoint sends a trace of each request to a collector.
 
   limpet serve
   limpet serve --listen 127.0.0.1:0 --store mem:
@@ -97,7 +100,6 @@ one.`,
 	f.StringVar(&s.password, "store-password-file", "", "`file` with the password of the Redis")
 	f.StringVar(&s.tlsCert, "tls-cert", "", "PEM `file` with the certificate chain; serves HTTPS")
 	f.StringVar(&s.tlsKey, "tls-key", "", "PEM `file` with its private key")
-	f.StringVar(&s.adminSocket, "admin-socket", "", "`path` of the admin socket (default PATH.admin beside the store)")
 	f.DurationVar(&s.lease, "lease", 15*time.Minute, "how long an ephemeral key may be used, 1s to 24h")
 	f.StringVar(&s.sealKeyFile, "seal-key-file", "", "`file` of 32 random bytes, made if there is none (default PATH.sealkey beside the store)")
 	choiceVar(cmd, &s.mode, "mode", "what becomes of sessions without a device key", "prefer", "require", "observe")
@@ -105,8 +107,9 @@ one.`,
 	choiceVar(cmd, &s.minLevel, "min-level", "the weakest level that is admitted", "none", "software", "browser", "hardware", "hardware-attested")
 	yesNoVar(cmd, &s.challenge, "challenge", "proofs must cover the server's challenge")
 	yesNoVar(cmd, &s.channel, "channel", "proofs must be bound to their TLS connection; needs --tls-cert and --tls-key")
+	s.operator.flags(cmd)
 	logFlags(cmd, &s.logLevel, &s.logFormat)
-	settings(cmd, "listen", "store", "store-password-file", "tls-cert", "tls-key", "admin-socket", "lease", "seal-key-file", "mode", "freshness", "min-level",
+	settings(cmd, "listen", "store", "store-password-file", "tls-cert", "tls-key", "lease", "seal-key-file", "mode", "freshness", "min-level",
 		"challenge", "channel", "log-level", "log-format")
 	return cmd
 }
@@ -141,6 +144,10 @@ func (s *serve) run(ctx context.Context) (err error) {
 		return usage("--lease must be from 1s to 24h")
 	}
 	log := logger(s.logLevel, s.logFormat)
+	if err := s.operator.begin(ctx, "limpet-serve", nil, log); err != nil {
+		return err
+	}
+	defer s.operator.close()
 	path, err := s.store.path()
 	if err != nil {
 		return err
@@ -156,6 +163,7 @@ func (s *serve) run(ctx context.Context) (err error) {
 		return err
 	}
 	defer func() { err = errors.Join(err, closer.Close()) }()
+	store = s.operator.metrics.Count(store)
 	auth, err := authserver.New(authserver.Config{
 		Store: store,
 		Rule: limpet.Rule{Mode: modes[s.mode], Freshness: freshnesses[s.freshness], MinLevel: limpet.Level(s.minLevel),
@@ -163,6 +171,7 @@ func (s *serve) run(ctx context.Context) (err error) {
 		Lease:   s.lease,
 		SealKey: key,
 		Logger:  log,
+		Decided: s.operator.decided,
 	})
 	if err != nil {
 		return err
@@ -172,7 +181,7 @@ func (s *serve) run(ctx context.Context) (err error) {
 		return fmt.Errorf("cannot listen: %w", err)
 	}
 	defer listener.Close()
-	admin, err := s.listenAdmin(path, log)
+	servers, err := s.operator.open(ctx, func() *limpet.Guard { return auth.Guard }, store, path)
 	if err != nil {
 		return err
 	}
@@ -186,31 +195,9 @@ func (s *serve) run(ctx context.Context) (err error) {
 	defer onHangup(log, reloads...)()
 	note("listening on %s", url)
 	ready("listening on " + url)
-	return serveUntil(ctx, log, map[net.Listener]http.Handler{listener: auth, admin: auth.Admin()})
+	servers[listener] = newHTTPServer(s.operator.traced(auth), log)
+	return serveAll(ctx, log, servers)
 }
-
-// listenAdmin opens the admin socket, nil if there is none. The one beside the
-// store is a convenience; the server runs without it if need be.
-func (s *serve) listenAdmin(store string, log *slog.Logger) (net.Listener, error) {
-	if s.adminSocket != "" {
-		l, err := listenPrivate(s.adminSocket)
-		if err != nil {
-			return nil, fmt.Errorf("admin socket: %w", err)
-		}
-		return l, nil
-	}
-	if store == "" {
-		return nil, nil
-	}
-	l, err := listenPrivate(store + adminSuffix)
-	if err != nil {
-		log.Warn("limpet: no admin socket", "why", err)
-		return nil, nil
-	}
-	return l, nil
-}
-
-const adminSuffix = ".admin"
 
 // serveUntil serves handlers on their listeners until ctx is done, then
 // answers what is in flight.

@@ -12,8 +12,8 @@ import (
 	"path/filepath"
 	"strings"
 
-	"github.com/limpet-auth/limpet"
 	"github.com/limpet-auth/limpet/internal/private"
+	"github.com/limpet-auth/limpet/internal/telemetry"
 	"github.com/limpet-auth/limpet/store/boltstore"
 	"github.com/limpet-auth/limpet/store/memstore"
 	"github.com/limpet-auth/limpet/store/redisstore"
@@ -72,7 +72,7 @@ const maxStorePassword = 4096 // bytes
 
 // openSealed opens a server's store, and the key that secrets in it are sealed
 // under.
-func openSealed(ctx context.Context, s storeFlag, passwordFile, sealKeyFile string, log *slog.Logger) (key []byte, store limpet.Store, closer io.Closer, err error) {
+func openSealed(ctx context.Context, s storeFlag, passwordFile, sealKeyFile string, log *slog.Logger) (key []byte, store telemetry.Store, closer io.Closer, err error) {
 	if s.remote() {
 		if key, err = sealKey(sealKeyFile, ""); err == nil && key == nil {
 			err = usage("a store in Redis needs --seal-key-file, the same on every server")
@@ -97,7 +97,7 @@ func openSealed(ctx context.Context, s storeFlag, passwordFile, sealKeyFile stri
 }
 
 // openStore opens the store in a file, or one in memory for the path "".
-func openStore(path string) (limpet.Store, io.Closer, error) {
+func openStore(path string) (telemetry.Store, io.Closer, error) {
 	if path == "" {
 		return memstore.New(nil), io.NopCloser(nil), nil
 	}

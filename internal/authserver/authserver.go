@@ -4,6 +4,7 @@
 package authserver
 
 import (
+	"context"
 	"crypto/rand"
 	"encoding/base64"
 	"encoding/json"
@@ -40,6 +41,8 @@ type Config struct {
 	Lease   time.Duration // see limpet.Config
 	SealKey []byte        // see limpet.Config
 	Logger  *slog.Logger  // default slog.Default()
+
+	Decided func(context.Context, *limpet.Decision) // see limpet.Config
 }
 
 // Server serves /register and /login and, to bound sessions with a proof,
@@ -76,6 +79,7 @@ func New(cfg Config) (*Server, error) {
 		MaxBody:  maxBody,
 		SealKey:  cfg.SealKey,
 		Logger:   cfg.Logger,
+		Decided:  cfg.Decided,
 	})
 	if err != nil {
 		return nil, err
@@ -191,7 +195,6 @@ func (s *Server) serveLogin(w http.ResponseWriter, r *http.Request) {
 		s.unavailable(w, r, err)
 		return
 	}
-	s.log.InfoContext(r.Context(), "limpet: logged in", "user", c.Name)
 	answer(w, http.StatusOK, map[string]any{"token": token})
 }
 
@@ -240,7 +243,6 @@ func (s *Server) serveLogout(w http.ResponseWriter, r *http.Request) {
 		s.unavailable(w, r, err)
 		return
 	}
-	s.log.InfoContext(r.Context(), "limpet: logged out", "user", b.User)
 	answer(w, http.StatusOK, map[string]any{"message": "logged out"})
 }
 

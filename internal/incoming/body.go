@@ -52,8 +52,9 @@ type DigestedBody struct {
 	held bool
 	end  error // what the body ended with; nil before
 
-	// Observe is told of another body, which then passes; nil: it does not pass.
-	Observe func(*proof.Refusal)
+	// Differs is told of another body, and says if it passes nonetheless. If it is
+	// nil it does not.
+	Differs func(*proof.Refusal) (pass bool)
 }
 
 // NewDigestedBody returns body, which must have the SHA-256 want.
@@ -104,8 +105,7 @@ func (b *DigestedBody) right() bool {
 		return true
 	}
 	refusal := &proof.Refusal{Reason: proof.BodyDiffer, Detail: "the body is not the one with the digest"}
-	if b.Observe != nil {
-		b.Observe(refusal)
+	if b.Differs != nil && b.Differs(refusal) {
 		return true
 	}
 	b.end = refusal
