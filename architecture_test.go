@@ -39,6 +39,7 @@ var imports = map[string][]string{
 	"limpettest/vectors":    {},
 	"internal/authserver":   {"", "internal/incoming", "internal/weakmap", "proof", "proof/httpsig", "proof/hwsign", "proof/dpop"},
 	"gateway":               {"", "internal/incoming", "internal/weakmap", "proof", "proof/httpsig", "proof/hwsign", "proof/dpop"},
+	"gateway/extauthz":      {"", "gateway", "internal/incoming", "internal/weakmap", "proof", "proof/httpsig", "proof/hwsign", "proof/dpop"},
 	"cmd/limpet":            {"*"},
 }
 
@@ -68,6 +69,9 @@ func TestImportDirections(t *testing.T) {
 			}
 			if !ours && slices.Contains(light, pkg) && strings.Contains(strings.Split(dep, "/")[0], ".") {
 				t.Errorf("%q pulls in %s", pkg, dep)
+			}
+			if pkg == "gateway" && strings.HasPrefix(dep, "google.golang.org/") {
+				t.Errorf("%q pulls in %s, which is for gateway/extauthz", pkg, dep)
 			}
 		}
 	}
