@@ -1,7 +1,7 @@
 .PHONY: build packages test demo bench report fuzz lint clean
 
 build: ## bin/limpet, the way it ships
-	CGO_ENABLED=0 go build -trimpath -o bin/limpet ./cmd/limpet
+	CGO_ENABLED=0 go build -trimpath -tags grpcnotrace -o bin/limpet ./cmd/limpet
 
 packages: ## dist/: a .deb and a container image for amd64 and arm64
 	packaging/build

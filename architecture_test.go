@@ -43,6 +43,7 @@ var imports = map[string][]string{
 	"internal/authserver":   {"", "internal/incoming", "internal/weakmap", "proof", "proof/httpsig", "proof/hwsign", "proof/dpop"},
 	"agent":                 {"client", "hwkey", "internal/incoming", "internal/outgoing", "internal/private", "internal/relay", "internal/weakmap", "proof", "proof/httpsig", "proof/hwsign", "proof/dpop"},
 	"gateway":               {"", "internal/incoming", "internal/relay", "internal/weakmap", "proof", "proof/httpsig", "proof/hwsign", "proof/dpop"},
+	"gateway/extauthz":      {"", "gateway", "internal/incoming", "internal/relay", "internal/weakmap", "proof", "proof/httpsig", "proof/hwsign", "proof/dpop"},
 	"cmd/limpet":            {"*"},
 }
 
@@ -72,6 +73,9 @@ func TestImportDirections(t *testing.T) {
 			}
 			if !ours && slices.Contains(light, pkg) && strings.Contains(strings.Split(dep, "/")[0], ".") {
 				t.Errorf("%q pulls in %s", pkg, dep)
+			}
+			if pkg == "gateway" && strings.HasPrefix(dep, "google.golang.org/") {
+				t.Errorf("%q pulls in %s, which is for gateway/extauthz", pkg, dep)
 			}
 		}
 	}

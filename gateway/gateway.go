@@ -58,7 +58,7 @@ type Config struct {
 	Clients limpet.Clients
 
 	Names   Names          // of the headers that tell the app who is there
-	Trusted []netip.Prefix // proxies in front, whose X-Forwarded-… is passed on
+	Trusted []netip.Prefix // proxies in front, whose X-Forwarded-… is passed on, and who may ask; see [Gateway.Ask]
 
 	// Timeout is how long the app may take until its answer begins; default a
 	// minute. There is no limit on how long the answer goes on.
@@ -310,7 +310,7 @@ func (g *Gateway) forget(w http.ResponseWriter, r *http.Request, err error) {
 	}
 	// Browsers take "__Host-" and "__Secure-" from nobody without Secure, and TLS
 	// may end at a proxy.
-	c := http.Cookie{Name: name, Path: "/", MaxAge: -1, HttpOnly: true, Secure: r.TLS != nil || strings.HasPrefix(name, "__")}
+	c := http.Cookie{Name: name, Path: "/", MaxAge: -1, HttpOnly: true, Secure: r.TLS != nil || r.URL.Scheme == "https" || strings.HasPrefix(name, "__")}
 	http.SetCookie(w, &c)
 	// A cookie goes by path and domain, which a request does not tell.
 	path := r.URL.EscapedPath()

@@ -10,6 +10,9 @@ import (
 	"strings"
 
 	"github.com/limpet-auth/limpet"
+	"github.com/limpet-auth/limpet/proof/dpop"
+	"github.com/limpet-auth/limpet/proof/httpsig"
+	"github.com/limpet-auth/limpet/proof/hwsign"
 )
 
 // Names are those of the headers by which the app learns who is there. A name of
@@ -43,6 +46,11 @@ func (n *Names) setDefaults() error {
 		all = append(all, text)
 	}
 	return nil
+}
+
+// all returns those that there are.
+func (n *Names) all() []string {
+	return slices.DeleteFunc([]string{n.User, n.Level, n.Session, n.Key, n.Client}, func(name string) bool { return name == "" })
 }
 
 // reserved reports whether a header has a meaning of its own that an identity
@@ -85,13 +93,36 @@ type filter struct{ exact map[string]bool }
 
 func newFilter(n Names) filter {
 	f := filter{map[string]bool{"dpop": true}}
-	for _, name := range []string{n.User, n.Level, n.Session, n.Key, n.Client} {
-		if name != "" {
-			f.exact[normal(name)] = true
-		}
+	for _, name := range n.all() {
+		f.exact[normal(name)] = true
 	}
 	return f
 }
+
+// wires are the fields that clients prove with: they may reach the app.
+var wires = func() map[string]bool {
+	all := map[string]bool{"Limpet-Client": true, dpop.Header: true} // the first is of package channel
+	for _, name := range slices.Concat([]string{httpsig.DeviceField, httpsig.DelegationField, httpsig.SessionField,
+		httpsig.ChallengeField, httpsig.ChannelField}, hwsign.BoundToken.All(), hwsign.DBCS.All()) {
+		all[name] = true
+	}
+	return all
+}()
+
+// smuggled returns the name of a header that strip would keep from the app and
+// proxies hand on to it, in any spelling that apps may take for it; "" if there is
+// none. Of those that proxies in front say, only the ones by which some apps take
+// another path than the request's own are left: proxies do not remove those.
+func (f *filter) smuggled(h http.Header) string {
+	for name := range h {
+		if f.drops(name, false, true) && !wires[name] || (name[0] == 'X' || name[0] == 'x') && begins(normal(name), rewriting) {
+			return name
+		}
+	}
+	return ""
+}
+
+var rewriting = []string{"x_original_", "x_rewrite_"}
 
 // strip removes them, in every spelling.
 func (f *filter) strip(h http.Header, trusted bool) {

@@ -417,6 +417,7 @@ func TestPathsInTwoWays(t *testing.T) {
 		"POST /LOGIN HTTP/1.1\r\n": "400", "POST //login HTTP/1.1\r\n": "400", "POST /login;x HTTP/1.1\r\n": "400", "POST /login/ HTTP/1.1\r\n": "200",
 		"DELETE /things/7 HTTP/1.1\r\n": "401", "DELETE /things/7/ HTTP/1.1\r\n": "401",
 		"POST /things/7 HTTP/1.1\r\nX-HTTP-Method-Override: delete\r\n": "400", "POST /things/7 HTTP/1.1\r\nX_Http_Method_Override: DELETE\r\n": "400", "POST /things/7 HTTP/1.1\r\nX-HTTP-Method-Override: PUT\r\n": "200",
+		"POST /things/7 HTTP/1.1\r\nX-HTTP-Method-Override: PUT, DELETE\r\n": "400", "POST /things/7 HTTP/1.1\r\nX-HTTP-Method-Override: A,B,C,D,E,F\r\n": "400",
 	} {
 		got := s.raw(t, request+"Host: x\r\nConnection: close\r\nContent-Length: 0\r\n\r\n")
 		code := strings.TrimPrefix(got, "HTTP/1.1 ")

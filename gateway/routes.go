@@ -129,13 +129,16 @@ func methodsOf(r *http.Request) (methods []string, ok bool) {
 		if n := len(name); n != 22 && n != 13 && n != 17 || !slices.Contains(overrides, normal(name)) {
 			continue
 		}
-		for _, method := range values {
-			if method = strings.ToUpper(strings.TrimSpace(method)); method != "" && !slices.Contains(methods, method) {
-				methods = append(methods, method)
+		for method := range strings.SplitSeq(strings.Join(values, ","), ",") { // proxies may have joined them
+			if method = strings.ToUpper(strings.TrimSpace(method)); method == "" || slices.Contains(methods, method) {
+				continue
+			}
+			if methods = append(methods, method); len(methods) > 4 {
+				return methods, false
 			}
 		}
 	}
-	return methods, ok && len(methods) <= 4
+	return methods, ok
 }
 
 // plainPath reports whether a path has nothing in it that apps read in different

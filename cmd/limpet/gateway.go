@@ -20,6 +20,7 @@ import (
 	"github.com/limpet-auth/limpet"
 	"github.com/limpet-auth/limpet/channel"
 	"github.com/limpet-auth/limpet/gateway"
+	"github.com/limpet-auth/limpet/gateway/extauthz"
 	"github.com/limpet-auth/limpet/hwkey/tpmkey"
 	"github.com/limpet-auth/limpet/keyring"
 	"github.com/limpet-auth/limpet/proof"
@@ -41,6 +42,7 @@ type gatewayFlags struct {
 	mode        string
 	routes      string
 	trusted     []string
+	forwardAuth string
 	store       storeFlag
 	password    string // the file of the store's
 	tlsCert     string
@@ -85,6 +87,14 @@ Where a route asks for a client, that is one of limpet channel: --clients and --
 say where their keys are. It is no settings file: that gives flags their values, this describes the app.
 limpet gateway check explains what it means, route by route.
 
+Where a proxy stands in front already, --forward-auth listens for its questions:
+nginx asks at /auth/nginx, Traefik and Caddy at /auth/forward, Envoy at /auth/envoy
+or by gRPC. The proxy then hands requests on to the app itself, and only logins,
+logouts and what gateway check names go through the gateway. Only proxies in
+--trusted-proxy are answered. docs/forward-auth.md has their configurations.
+
+  limpet gateway --routes app.yaml --forward-auth 127.0.0.1:9091 --trusted-proxy 127.0.0.1/32
+
 limpet session lists and revokes the sessions of a running gateway, and shows what
 it decides, through its admin socket, by default PATH.admin beside the store.
 --admin-listen opens a loopback port with /metrics for Prometheus, /livez and
@@ -111,7 +121,8 @@ Sockets that a socket unit with FileDescriptorName=http opened take the place of
 	f.StringVar(&g.logout, "logout", "POST /logout", "`route` of the app's logout")
 	choiceVar(cmd, &g.mode, "mode", "what becomes of sessions without a device key", "prefer", "require", "observe")
 	f.StringVar(&g.routes, "routes", "", "YAML `file` that describes the app, in place of --upstream, --session-…, --login, --logout and --mode")
-	f.StringSliceVar(&g.trusted, "trusted-proxy", nil, "`network` of proxies in front, as 10.0.0.0/8, whose X-Forwarded-… is passed on; can be repeated")
+	f.StringSliceVar(&g.trusted, "trusted-proxy", nil, "`network` of proxies in front, as 10.0.0.0/8, whose X-Forwarded-… is passed on, and who may ask; can be repeated")
+	f.StringVar(&g.forwardAuth, "forward-auth", "", "`address` on which proxies ask whether the app may have a request; none if it is not set")
 	f.Var(&g.store, "store", "bolt:PATH, mem: or the URL of a Redis, as limpet serve explains (default bolt:$XDG_STATE_HOME/limpet/server.db)")
 	f.StringVar(&g.password, "store-password-file", "", "`file` with the password of the Redis")
 	f.StringVar(&g.tlsCert, "tls-cert", "", "PEM `file` with the certificate chain; serves HTTPS")
@@ -122,7 +133,7 @@ Sockets that a socket unit with FileDescriptorName=http opened take the place of
 	g.keeper.tpmFlag(cmd)
 	g.operator.flags(cmd)
 	logFlags(cmd, &g.logLevel, &g.logFormat)
-	settings(cmd, "listen", "upstream", "session-cookie", "session-bearer", "login", "logout", "mode", "routes", "trusted-proxy",
+	settings(cmd, "listen", "upstream", "session-cookie", "session-bearer", "login", "logout", "mode", "routes", "trusted-proxy", "forward-auth",
 		"store", "store-password-file", "tls-cert", "tls-key", "lease", "seal-key-file", "log-level", "log-format")
 	cmd.AddCommand(gatewayCheckCommand())
 	return cmd
@@ -150,6 +161,7 @@ sentence a line. It touches neither store nor network.
 			for _, line := range g.Explain() {
 				fmt.Println(line)
 			}
+			fmt.Println("With --forward-auth these go through the gateway itself: " + strings.Join(g.Elsewhere(), ", ") + ".")
 			return nil
 		},
 	}
@@ -221,6 +233,9 @@ func (g *gatewayFlags) run(cmd *cobra.Command) (err error) {
 			return usage("--trusted-proxy must be a network such as 10.0.0.0/8")
 		}
 		trusted = append(trusted, p)
+	}
+	if g.forwardAuth != "" && trusted == nil {
+		return usage("--forward-auth needs --trusted-proxy: the network from which proxies ask, such as 127.0.0.1/32")
 	}
 	if _, err := g.config(cmd); err != nil {
 		return err
@@ -322,6 +337,15 @@ func (g *gatewayFlags) run(cmd *cobra.Command) (err error) {
 		note("listening on %s", url)
 		urls = append(urls, url)
 	}
+	if g.forwardAuth != "" {
+		asked, err := net.Listen("tcp", g.forwardAuth)
+		if err != nil {
+			return fmt.Errorf("cannot listen for forward-auth: %w", err)
+		}
+		defer asked.Close()
+		servers[asked] = forwardAuthServer(&now, log)
+		note("forward-auth on http://%s; through the gateway itself go %s", asked.Addr(), strings.Join(first.Elsewhere(), ", "))
+	}
 	ready("listening on " + strings.Join(urls, ", "))
 	return serveAll(cmd.Context(), log, servers)
 }
@@ -345,6 +369,24 @@ func (g *gatewayFlags) open(cmd *cobra.Command) ([]net.Listener, error) {
 		return nil, fmt.Errorf("cannot listen: %w", err)
 	}
 	return []net.Listener{l}, nil
+}
+
+// forwardAuthServer answers proxies: over HTTP and, on the same port, Envoy's gRPC.
+func forwardAuthServer(now *atomic.Pointer[gateway.Gateway], log *slog.Logger) *http.Server {
+	calls := extauthz.NewHandler(func(ctx context.Context, q *gateway.Question) *gateway.Answer { return now.Load().Ask(ctx, q) }, log)
+	s := newHTTPServer(http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
+		if extauthz.IsCall(r) {
+			calls.ServeHTTP(w, r)
+			return
+		}
+		now.Load().ForwardAuth(w, r)
+	}), log)
+	s.MaxHeaderBytes = 64 << 10           // what proxies admit, and what they add
+	s.DisableGeneralOptionsHandler = true // which says 200 to everybody
+	s.Protocols = new(http.Protocols)
+	s.Protocols.SetHTTP1(true)
+	s.Protocols.SetUnencryptedHTTP2(true)
+	return s
 }
 
 // gatewayClients are the clients of package channel that routes ask for, from the
