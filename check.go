@@ -20,6 +20,7 @@ type Request struct {
 	Token string // the session token, see [Session.Token]; "" if there is none
 
 	tokenErr error // why there is no Token to be had
+	otherErr error // why the request has another one, see notElsewhere
 
 	// Client is the client that the connection belongs to, for rules that ask for
 	// one: whoever calls Check has made sure of it.
@@ -99,9 +100,12 @@ func (g *Guard) check(ctx context.Context, r *Request, rule Rule, response map[s
 		if r.Client == "" {
 			return nil, &proof.Refusal{Reason: proof.NoClient, Detail: "nobody has told the client"}
 		}
-		if rule.Client == InsteadOfSession {
-			return unbound, nil
-		}
+	}
+	if r.otherErr != nil {
+		return nil, r.otherErr
+	}
+	if rule.Client == InsteadOfSession {
+		return unbound, nil
 	}
 	if r.tokenErr != nil {
 		return nil, r.tokenErr

@@ -1,11 +1,13 @@
 package main
 
 import (
+	"bytes"
 	"context"
 	"crypto/rand"
 	"crypto/tls"
 	"errors"
 	"fmt"
+	stdlog "log"
 	"log/slog"
 	"net"
 	"net/http"
@@ -42,7 +44,7 @@ type gatewayFlags struct {
 	routes      string
 	trusted     []string
 	store       storeFlag
-	password    string // the file of the store's
+	access      storeAccess
 	tlsCert     string
 	tlsKey      string
 	lease       time.Duration
@@ -102,7 +104,7 @@ them it is logged, and nothing changes.`,
 	f.StringVar(&g.routes, "routes", "", "YAML `file` that describes the app, in place of --upstream, --session-…, --login, --logout and --mode")
 	f.StringSliceVar(&g.trusted, "trusted-proxy", nil, "`network` of proxies in front, as 10.0.0.0/8, whose X-Forwarded-… is passed on; can be repeated")
 	f.Var(&g.store, "store", "bolt:PATH, mem: or the URL of a Redis, as limpet serve explains (default bolt:$XDG_STATE_HOME/limpet/server.db)")
-	f.StringVar(&g.password, "store-password-file", "", "`file` with the password of the Redis")
+	g.access.flags(cmd)
 	f.StringVar(&g.tlsCert, "tls-cert", "", "PEM `file` with the certificate chain; serves HTTPS")
 	f.StringVar(&g.tlsKey, "tls-key", "", "PEM `file` with its private key")
 	f.DurationVar(&g.lease, "lease", 15*time.Minute, "how long an ephemeral key may be used, 1s to 24h")
@@ -111,7 +113,7 @@ them it is logged, and nothing changes.`,
 	g.keeper.tpmFlag(cmd)
 	logFlags(cmd, &g.logLevel, &g.logFormat)
 	settings(cmd, "listen", "upstream", "session-cookie", "session-bearer", "login", "logout", "mode", "routes", "trusted-proxy",
-		"store", "store-password-file", "tls-cert", "tls-key", "lease", "seal-key-file", "log-level", "log-format")
+		"store", "store-password-file", "store-ca-file", "store-cert-file", "store-key-file", "tls-cert", "tls-key", "lease", "seal-key-file", "log-level", "log-format")
 	cmd.AddCommand(gatewayCheckCommand())
 	return cmd
 }
@@ -154,6 +156,9 @@ func readRoutes(path string) (gateway.Config, error) {
 	text, err := readBounded(path, maxRoutes)
 	if err != nil {
 		return gateway.Config{}, usage("routes file: %w", err)
+	}
+	if len(bytes.TrimSpace(text)) == 0 {
+		return gateway.Config{}, usage("%s is empty", path)
 	}
 	cfg, err := gateway.Parse(path, text)
 	if err != nil {
@@ -214,13 +219,14 @@ func (g *gatewayFlags) run(cmd *cobra.Command) (err error) {
 		return err
 	}
 	log := logger(g.logLevel, g.logFormat)
+	stdlog.SetOutput(unasked{log})
 	var certificate *reloaded
 	if g.tlsCert != "" {
 		if certificate, err = loadCertificate(g.tlsCert, g.tlsKey); err != nil {
 			return err
 		}
 	}
-	key, store, closer, err := openSealed(cmd.Context(), g.store, g.password, g.sealKeyFile, log)
+	key, store, closer, err := openSealed(cmd.Context(), g.store, &g.access, g.sealKeyFile, log)
 	if err != nil {
 		return err
 	}
@@ -289,6 +295,16 @@ func (g *gatewayFlags) run(cmd *cobra.Command) (err error) {
 	note("listening on %s", url)
 	handler := http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) { now.Load().ServeHTTP(w, r) })
 	return serveAll(cmd.Context(), log, map[net.Listener]*http.Server{listener: gateway.NewServer(handler, log)})
+}
+
+// unasked is where net/http writes what its transport has to say, which is that
+// the app has sent something where nothing was asked. It repeats what that was:
+// perhaps an answer with somebody's session in it.
+type unasked struct{ log *slog.Logger }
+
+func (u unasked) Write(p []byte) (int, error) {
+	u.log.Warn("limpet: gateway: the app says something that nobody asked for: perhaps it leaves bodies unread and takes them for requests")
+	return len(p), nil
 }
 
 // gatewayClients are the clients of package channel that routes ask for, from the

@@ -26,7 +26,7 @@ const (
 type serve struct {
 	listen      string
 	store       storeFlag
-	password    string // the file of the store's
+	access      storeAccess
 	tlsCert     string
 	tlsKey      string
 	adminSocket string
@@ -95,7 +95,7 @@ one.`,
 	f := cmd.Flags()
 	f.StringVar(&s.listen, "listen", defaultListen, "`address` to listen on; port 0 takes a free one")
 	f.Var(&s.store, "store", "bolt:PATH, mem: or the URL of a Redis (default bolt:$XDG_STATE_HOME/limpet/server.db)")
-	f.StringVar(&s.password, "store-password-file", "", "`file` with the password of the Redis")
+	s.access.flags(cmd)
 	f.StringVar(&s.tlsCert, "tls-cert", "", "PEM `file` with the certificate chain; serves HTTPS")
 	f.StringVar(&s.tlsKey, "tls-key", "", "PEM `file` with its private key")
 	f.StringVar(&s.adminSocket, "admin-socket", "", "`path` of the admin socket (default PATH.admin beside the store)")
@@ -107,7 +107,7 @@ one.`,
 	yesNoVar(cmd, &s.challenge, "challenge", "proofs must cover the server's challenge")
 	yesNoVar(cmd, &s.channel, "channel", "proofs must be bound to their TLS connection; needs --tls-cert and --tls-key")
 	logFlags(cmd, &s.logLevel, &s.logFormat)
-	settings(cmd, "listen", "store", "store-password-file", "tls-cert", "tls-key", "admin-socket", "lease", "seal-key-file", "mode", "freshness", "min-level",
+	settings(cmd, "listen", "store", "store-password-file", "store-ca-file", "store-cert-file", "store-key-file", "tls-cert", "tls-key", "admin-socket", "lease", "seal-key-file", "mode", "freshness", "min-level",
 		"challenge", "channel", "log-level", "log-format")
 	return cmd
 }
@@ -152,7 +152,7 @@ func (s *serve) run(ctx context.Context) (err error) {
 			return err
 		}
 	}
-	key, store, closer, err := openSealed(ctx, s.store, s.password, s.sealKeyFile, log)
+	key, store, closer, err := openSealed(ctx, s.store, &s.access, s.sealKeyFile, log)
 	if err != nil {
 		return err
 	}

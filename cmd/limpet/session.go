@@ -28,7 +28,7 @@ type registry interface {
 
 type sessions struct {
 	store       storeFlag
-	password    string // the file of the store's
+	access      storeAccess
 	adminSocket string
 	user        string
 }
@@ -66,10 +66,10 @@ hash of its token: it can be shown, and the token cannot be found from it.
 	}
 	for _, sub := range []*cobra.Command{list, revoke} {
 		sub.Flags().Var(&s.store, "store", "the server's store, bolt:PATH or the URL of a Redis (default bolt:$XDG_STATE_HOME/limpet/server.db)")
-		sub.Flags().StringVar(&s.password, "store-password-file", "", "`file` with the password of the Redis")
+		s.access.flags(sub)
 		sub.Flags().StringVar(&s.adminSocket, "admin-socket", "", "`path` of the server's admin socket (default PATH.admin beside the store)")
 		sub.Flags().StringVar(&s.user, "user", "", "only sessions of the user with this `name`")
-		settings(sub, "store", "store-password-file", "admin-socket")
+		settings(sub, "store", "store-password-file", "store-ca-file", "store-cert-file", "store-key-file", "admin-socket")
 		cmd.AddCommand(sub)
 	}
 	return cmd
@@ -99,7 +99,7 @@ func (s *sessions) open(ctx context.Context) (registry, io.Closer, error) {
 		return admin, none, err
 	}
 	if s.store.remote() {
-		store, err := s.store.openRemote(ctx, s.password, logger(slog.LevelError, "text")) // warnings are for the server
+		store, err := s.store.openRemote(ctx, &s.access, logger(slog.LevelError, "text")) // warnings are for the server
 		if err != nil {
 			return nil, nil, err
 		}
