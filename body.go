@@ -28,9 +28,14 @@ func (g *Guard) CheckBody(next http.Handler) http.Handler {
 }
 
 // CheckLogin is what [Guard.CheckBody] does before it hands a login on. The body
-// is read and put back. The error is a *[proof.Refusal], and the caller's to report.
+// is read and put back. A request that has a bound session's token in its URL is
+// refused as well. The error is a *[proof.Refusal], and the caller's to report.
 func (g *Guard) CheckLogin(r *http.Request) error {
 	m := incoming.Message(r)
+	token, _ := g.cfg.Session.Token(r.Header) // what else is wrong with it is the login's affair
+	if err := g.notElsewhere(r.Context(), &m, token); err != nil {
+		return err
+	}
 	for _, wire := range wires {
 		offer, err := wire.Offer(&m)
 		if err != nil {

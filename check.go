@@ -95,10 +95,13 @@ func (g *Guard) check(ctx context.Context, r *Request, rule Rule, response map[s
 		if r.Client == "" {
 			return nil, &proof.Refusal{Reason: proof.NoClient, Detail: "nobody has told the client"}
 		}
-		if rule.Client == InsteadOfSession {
-			r.format = ByChannel
-			return unbound, nil
-		}
+	}
+	if err := g.notElsewhere(ctx, &r.Message, r.Token); err != nil {
+		return nil, err
+	}
+	if rule.Client == InsteadOfSession {
+		r.format = ByChannel
+		return unbound, nil
 	}
 	if r.tokenErr != nil {
 		return nil, r.tokenErr

@@ -192,6 +192,9 @@ func (c *Config) setDefaults() error {
 	if c.Session == (Session{}) {
 		return errors.New("limpet: Config.Session is not set: use Bearer() or Cookie(name)")
 	}
+	if name := c.Session.cookie; name != "" && (&http.Cookie{Name: name}).Valid() != nil {
+		return fmt.Errorf("limpet: Config.Session: no cookie can have the name %.64q", name)
+	}
 	if c.Store == nil {
 		return errors.New("limpet: Config.Store is not set")
 	}

@@ -56,7 +56,9 @@ var errTarget = &proof.Refusal{Reason: proof.Malformed, Detail: "a target that c
 // Admit decides over a request under a rule that the caller has chosen, where
 // [Guard.Protect] takes that of the route. It returns the request that the app
 // is to get: its binding is found with [FromContext], and its body holds to the
-// digest that the proof covers. What the client must be told is added to
+// digest that the proof covers. A request with the token of a bound session where
+// apps may find it and [Session.Token] does not look, such as its URL, is refused
+// as well. What the client must be told is added to
 // response, the header of the answer, also if the request is refused. The error
 // is a *[proof.Refusal]; answer with [Refuse].
 func (g *Guard) Admit(response http.Header, r *http.Request, rule Rule) (*http.Request, error) {

@@ -197,7 +197,7 @@ func (s Session) fromCookies(headers []string) (token string, err error) {
 // not: some split at commas or white space, trim more than blanks, or take "."
 // for "_" as PHP does, whose older versions do all that to the decoded name.
 func (s Session) hidden(pair string) bool {
-	if name, _, ok := strings.Cut(pair, "="); ok && strings.IndexByte(name, '%') >= 0 && s.hiddenIn(unescape(name)+"=") {
+	if name, _, ok := strings.Cut(pair, "="); ok && strings.ContainsAny(name, "%+") && s.hiddenIn(queryUnescape(name)+"=") {
 		return true
 	}
 	return s.hiddenIn(pair)

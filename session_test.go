@@ -2,9 +2,12 @@ package limpet
 
 import (
 	"net/http"
+	"net/url"
+	"slices"
 	"strings"
 	"testing"
 
+	"github.com/limpet-auth/limpet/internal/incoming"
 	"github.com/limpet-auth/limpet/proof"
 	"github.com/limpet-auth/limpet/store/memstore"
 )
@@ -130,6 +133,53 @@ func FuzzBearerToken(f *testing.F) {
 		}
 		if err == nil && token == "" && len(strings.Fields(line)) > 1 && strings.EqualFold(strings.Fields(line)[0], "bearer") {
 			t.Fatalf("we read no token in %q", line)
+		}
+	})
+}
+
+// FuzzIssued: a cookie that net/http would keep is found.
+func FuzzIssued(f *testing.F) {
+	f.Add("sid=abc; Path=/; HttpOnly")
+	f.Add("sid=; Max-Age=0")
+	f.Add("=sid=abc; Expires=Thu, 01 Jan 1970 00:00:00 GMT; Max-Age=1")
+	f.Fuzz(func(t *testing.T, line string) {
+		token, err := Cookie("sid").Issued(http.Header{"Set-Cookie": {line}})
+		if err != nil {
+			t.Fatalf("one cookie is two in %q", line)
+		}
+		c, err := http.ParseSetCookie(line)
+		if err == nil && c.Name == "sid" && c.Value != "" && c.MaxAge >= 0 && c.Expires.IsZero() && Cookie("sid").canonical(c.Value) != "" && token == "" {
+			t.Fatalf("net/http finds %q, we find none in %q", c.Value, line)
+		}
+	})
+}
+
+// FuzzElsewhere: where net/http finds a token in the query or in Basic, so do we.
+func FuzzElsewhere(f *testing.F) {
+	f.Add("/a;sid=abc?sid=abc", "Basic YWJjOmRlZg==")
+	f.Add("/?a=b&SID=%61bc", "Token token=abc")
+	f.Add("/%3bsid=a", "abc")
+	f.Fuzz(func(t *testing.T, target, authorization string) {
+		u, err := url.ParseRequestURI(target)
+		if err != nil {
+			return
+		}
+		r := &http.Request{URL: u, Header: http.Header{"Authorization": {authorization}}}
+		for _, s := range []Session{Cookie("sid"), Bearer()} {
+			m := incoming.Message(r)
+			found := s.elsewhere(&m, "")
+			for _, token := range found {
+				if token == "" || len(token) > maxToken {
+					t.Fatalf("%q of %d bytes", token, len(token))
+				}
+			}
+			want := u.Query().Get("sid")
+			if s == Bearer() {
+				_, want, _ = r.BasicAuth()
+			}
+			if want != "" && len(want) <= maxToken && spellable(s.canonical(want)) && !slices.Contains(found, want) {
+				t.Fatalf("%q is not among %q of %q, %q", want, found, target, authorization)
+			}
 		}
 	})
 }

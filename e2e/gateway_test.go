@@ -258,8 +258,9 @@ func TestGatewayReload(t *testing.T) {
 	t.Logf("%d requests during %d reloads, %d failed", told.Load()+silent.Load(), reloads(), failed.Load())
 }
 
-// TestGatewayIdle: 10,000 connections that say nothing, and 200 that say a byte
-// now and then, keep nobody else out.
+// TestGatewayIdle: 10,000 connections that say nothing, 200 that say a byte of a
+// header now and then, and 200 that do so with a body, keep nobody else out, and
+// memory is bounded.
 func TestGatewayIdle(t *testing.T) {
 	var limit syscall.Rlimit
 	if err := syscall.Getrlimit(syscall.RLIMIT_NOFILE, &limit); err != nil {
@@ -288,13 +289,31 @@ func TestGatewayIdle(t *testing.T) {
 	for _, c := range conns[:200] {
 		io.WriteString(c, "GET / HTTP/1.1\r\nX-Slow: ")
 	}
+	dripping := conns[200:400]
+	for _, c := range dripping {
+		io.WriteString(c, "POST /login HTTP/1.1\r\nHost: x\r\nContent-Length: 1000000\r\n\r\n")
+	}
 	p := newPerson(t, g.url, true)
 	if p.login(t, "alice", "correct horse") == "" {
 		t.Fatal("no session")
 	}
-	began := time.Now()
-	p.wants(t, "GET", "/me", 200, "alice")
-	t.Logf("%d idle connections: %d KiB each, a request takes %v", idle, (residentSet(t, g)-before)/idle, time.Since(began).Round(time.Millisecond))
+	for range 5 {
+		for _, c := range dripping {
+			if _, err := io.WriteString(c, "x"); err != nil {
+				t.Fatal(err)
+			}
+		}
+		began := time.Now()
+		p.wants(t, "GET", "/me", 200, "alice")
+		if took := time.Since(began); took > 5*time.Second {
+			t.Errorf("a request takes %v", took)
+		}
+	}
+	each := (residentSet(t, g) - before) * 1024 / idle
+	if each > 64<<10 {
+		t.Errorf("%d bytes of memory for each of %d idle connections", each, idle)
+	}
+	t.Logf("%d idle connections: %d bytes each", idle, each)
 
 	// Those who do not finish their header are let go.
 	conns[0].SetReadDeadline(time.Now().Add(20 * time.Second))

@@ -85,6 +85,7 @@ func TestClientsOfConnections(t *testing.T) {
 		{billing, "/hooks/paid", "", 200, `["billing"] []`},
 		{billing, "/hooks/paid", "sid=stolen; other=x", 200, `["billing"] [] ["other=x"]`},
 		{billing, "/hooks/paid", "sid=a; sid=b", 400, ""},
+		{billing, "/hooks/paid?sid=stolen", "", 400, ""},
 		{front.Client().Transport.(*http.Transport).Clone(), "/hooks/paid", "", 401, ""},
 		{billing, "/", "sid=stolen", 401, ""},
 		{billing, "/", "", 200, `[] []`}, // where nobody asks, nobody is told

@@ -51,10 +51,12 @@ func Parse(name string, text []byte) (Config, error) {
 		return cfg, nil
 	}
 	if err != nil {
-		return cfg, fmt.Errorf("%s: %s", name, strings.TrimPrefix(err.Error(), "yaml: "))
+		return cfg, noYAML(name, text, err)
 	}
-	if dec.Decode(&more) != io.EOF {
-		return cfg, fmt.Errorf("%s: want one document", name)
+	if err := dec.Decode(&more); err == nil {
+		return cfg, fmt.Errorf("%s:%d: want one document, and here begins another", name, more.Line)
+	} else if err != io.EOF {
+		return cfg, noYAML(name, text, err)
 	}
 	err = mapping(doc.Content[0], fields{
 		"upstream": func(n *yaml.Node) (err error) {
@@ -113,6 +115,20 @@ func Parse(name string, text []byte) (Config, error) {
 		return cfg, fmt.Errorf("%s:%w", name, err)
 	}
 	return cfg, nil
+}
+
+// noYAML is the parser's error, in the form of the others.
+func noYAML(name string, text []byte, err error) error {
+	why := strings.TrimPrefix(err.Error(), "yaml: ")
+	number, rest, placed := strings.Cut(strings.TrimPrefix(why, "line "), ": ")
+	line, e := strconv.Atoi(number)
+	if !placed || e != nil {
+		return fmt.Errorf("%s: %s", name, why)
+	}
+	if lines := bytes.Split(text, []byte("\n")); line <= len(lines) && line > 0 && bytes.HasPrefix(bytes.TrimLeft(lines[line-1], " "), []byte("\t")) {
+		rest = "a tab, where YAML wants blanks"
+	}
+	return fmt.Errorf("%s:%d: %s", name, line, rest)
 }
 
 // fields are what a mapping may have.

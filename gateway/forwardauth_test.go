@@ -317,3 +317,20 @@ func FuzzQuestion(f *testing.F) {
 		}
 	})
 }
+
+// TestBoundTokenInAQuestionsURL: what the gateway itself refuses is refused to
+// proxies too.
+func TestBoundTokenInAQuestionsURL(t *testing.T) {
+	s := newSite(t, gateway.Config{Trusted: proxies})
+	c := s.device(t)
+	s.login(t, c)
+	token := s.cookie(t, c)
+	for _, kind := range dialects {
+		for target, status := range map[string]int{"/?sid=" + token: 403, "/a;sid=" + token: 403, "/?sid=another": 200} {
+			method, path, headers := dialect(kind, "GET", "app.example.com", target)
+			if w := asks(s.Gateway, method, path, headers...); w.Code != status {
+				t.Errorf("%s: %s: %d %s, want %d", kind, target, w.Code, w.Body, status)
+			}
+		}
+	}
+}

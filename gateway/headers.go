@@ -88,13 +88,26 @@ var (
 	forwarded = []string{"x_forwarded_", "forwarded", "x_real_ip", "x_original_", "x_rewrite_"}
 )
 
+// addresses are further fields, as normal makes them, by which proxies in front
+// say where a request came from, and apps believe it. They may say it if they are
+// trusted.
+var addresses = []string{"client_ip", "x_client_ip", "x_clientip", "true_client_ip", "cf_connecting_ip", "cf_connecting_ipv6", "cf_pseudo_ipv4",
+	"fastly_client_ip", "x_cluster_client_ip", "x_azure_clientip", "x_azure_socketip", "x_appengine_user_ip", "fly_client_ip", "x_nf_client_connection_ip",
+	"do_connecting_ip", "oxygen_client_ip", "x_envoy_external_address", "x_remote_ip", "x_remote_addr", "x_originating_ip", "x_proxyuser_ip",
+	"proxy_client_ip", "wl_proxy_client_ip", "x_forwarded"}
+
 // filter knows which headers of a client's do not reach the app.
-type filter struct{ exact map[string]bool }
+type filter struct {
+	exact map[string]bool // whether trusted proxies may say them
+}
 
 func newFilter(n Names) filter {
-	f := filter{map[string]bool{"dpop": true}}
+	f := filter{map[string]bool{"dpop": false}}
+	for _, name := range addresses {
+		f.exact[name] = true
+	}
 	for _, name := range n.all() {
-		f.exact[normal(name)] = true
+		f.exact[normal(name)] = false
 	}
 	return f
 }
@@ -157,7 +170,8 @@ func (f *filter) drops(name string, signed, trusted bool) bool {
 			return true
 		}
 	}
-	return f.exact[string(text)]
+	proxys, listed := f.exact[string(text)]
+	return listed && !(proxys && trusted && strings.IndexByte(name, '_') < 0)
 }
 
 func begins(text string, with []string) bool {

@@ -6,6 +6,7 @@ import (
 	"fmt"
 	"net/http"
 	"slices"
+	"sync"
 
 	"github.com/limpet-auth/limpet"
 )
@@ -34,6 +35,7 @@ type login struct {
 	paths   [][]string // of the token in a JSON answer; nil: it is in a cookie
 	user    place
 	success []int
+	told    sync.Once // of a session in an answer that is no success
 }
 
 func (l *Login) read(bearer bool) (*login, error) {
@@ -248,8 +250,18 @@ func (g *Gateway) watch(x *exchange, resp *http.Response) error {
 	case x.event.login != nil && succeeded(resp.StatusCode, x.event.login.success):
 		return g.loggedIn(x, resp, issued, err)
 	case x.event.logout && succeeded(resp.StatusCode, nil):
+		// What the answer sets in place of the cookie is a stranger's, and stays
+		// unbound as other strangers' tokens do.
 		return g.loggedOut(x)
 	case err != nil || issued != "":
+		if l := x.event.login; l != nil {
+			// Usually one for those who are not logged in yet. If not, this is all
+			// that anybody hears of it.
+			l.told.Do(func() {
+				g.log.WarnContext(x, "limpet: gateway: a login's answer that is no success sets the session's cookie, which stays unbound: if it is a session list its status under success",
+					"path", x.in.URL.Path, "status", resp.StatusCode)
+			})
+		}
 		return g.renewed(x, resp, issued, err)
 	}
 	return nil

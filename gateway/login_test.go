@@ -649,3 +649,42 @@ func TestObservedAnswers(t *testing.T) {
 		}
 	}
 }
+
+// TestLogoutsNewCookie: the cookie that an app sets for the stranger whom it has
+// just logged out is nobody's session, until a login makes it one.
+func TestLogoutsNewCookie(t *testing.T) {
+	a := newApp(t)
+	a.mux.HandleFunc("POST /bye", func(w http.ResponseWriter, r *http.Request) { a.setCookie(w, a.begin("")) })
+	s := newSiteOf(t, a, gateway.Config{Logouts: []string{"POST /bye"}})
+	owner := s.device(t)
+	s.login(t, owner)
+	before := s.cookie(t, owner)
+	s.wants(t, owner, "POST", "/bye", 200, "")
+	after := s.cookie(t, owner)
+	if _, err := s.Guard().Find(t.Context(), limpet.Cookie("sid").ID(after)); after == before || err != limpet.ErrNoSession {
+		t.Errorf("the stranger's token: %v", err)
+	}
+	s.wants(t, s.thief(t, before), "GET", "/me", 401, "session_ended")
+	s.wants(t, owner, "GET", "/me", 200, "")
+	s.login(t, owner)
+	s.wants(t, owner, "GET", "/me", 200, "")
+	s.wants(t, s.thief(t, s.cookie(t, owner)), "GET", "/me", 401, "proof_required")
+}
+
+// TestSessionWithoutSuccess: a session that is handed out with a status that the
+// gateway does not take for success is unbound, and somebody is told, once.
+func TestSessionWithoutSuccess(t *testing.T) {
+	a := newApp(t)
+	a.mux.HandleFunc("POST /in", func(w http.ResponseWriter, r *http.Request) {
+		a.setCookie(w, a.begin("alice"))
+		w.WriteHeader(http.StatusPermanentRedirect)
+	})
+	s := newSiteOf(t, a, gateway.Config{Logins: []gateway.Login{{Pattern: "POST /in"}, {Pattern: "POST /login"}}})
+	for range 3 {
+		s.wants(t, s.device(t), "POST", "/in", 308, "")
+	}
+	s.login(t, s.device(t))
+	if n := strings.Count(s.log.String(), "stays unbound"); n != 1 || !strings.Contains(s.log.String(), "level=WARN") {
+		t.Errorf("told %d times", n)
+	}
+}

@@ -9,6 +9,7 @@ import (
 	"net/http/httptrace"
 	"net/http/httputil"
 	"net/textproto"
+	"slices"
 	"strings"
 	"time"
 
@@ -77,11 +78,22 @@ func (g *Gateway) rewrite(pr *httputil.ProxyRequest) {
 		delete(out.Header, "Upgrade")
 		delete(out.Header, "Connection")
 	}
+	// Some apps do not read the body of a request that usually has none, and take
+	// it for the next one on the connection, which nobody has admitted.
+	if x.upload != nil && out.Method != http.MethodPost && out.Method != http.MethodPut && out.Method != http.MethodPatch {
+		out.Close = true
+	}
 	if l := x.event.login; l != nil && l.readsAnswer() {
 		out.Header["Accept-Encoding"] = []string{"identity"}
 	}
 	if x.upload != nil && len(out.Trailer) > 0 {
 		g.filter.strip(out.Trailer, false)
+		for name := range out.Trailer {
+			// Some apps take trailers for headers, which nobody has looked at.
+			if text := normal(name); reserved(text) || slices.Contains(overrides, text) {
+				delete(out.Trailer, name)
+			}
+		}
 		for name := range out.Trailer {
 			out.Trailer[name] = x.in.Trailer[name] // there, if the body was read before
 		}

@@ -270,6 +270,8 @@ func TestSpoofedHeaders(t *testing.T) {
 		"X-Forwarded-For", "6.6.6.6", "X_Forwarded_For", "6.6.6.6", "X-Forwarded-Host", "evil", "X-Forwarded-Proto", "gopher",
 		"X-Forwarded-Prefix", "/evil", "Forwarded", "for=6.6.6.6", "X-Real-Ip", "6.6.6.6", "X-Original-Url", "/evil", "X-Rewrite-Url", "/evil",
 		"X-Rpc-Sec-Dbcs-Accel-Pub-Id", "x", "Dpop", "x",
+		"Cf-Connecting-Ip", "6.6.6.6", "True-Client-Ip", "6.6.6.6", "X-Client-Ip", "6.6.6.6", "Client-Ip", "6.6.6.6", "X-Cluster-Client-Ip", "6.6.6.6",
+		"Fastly-Client-Ip", "6.6.6.6", "X-Azure-Clientip", "6.6.6.6", "Cf_Connecting_Ip", "7.7.7.7", "true.client_ip", "7.7.7.7", "X-Forwarded", "6.6.6.6",
 		"Connection", "Remote-User, Limpet-Level, X-Forwarded-For, keep-alive",
 	}
 	for _, trusted := range []bool{false, true} {
@@ -293,6 +295,9 @@ func TestSpoofedHeaders(t *testing.T) {
 		want := map[string]string{"X-Forwarded-For": "127.0.0.1", "X-Forwarded-Proto": "https", "X-Forwarded-Host": e.Host, "X-Real-Ip": "", "X-Forwarded-Prefix": ""}
 		if trusted {
 			want = map[string]string{"X-Forwarded-For": "6.6.6.6, 127.0.0.1", "X-Forwarded-Proto": "gopher", "X-Forwarded-Host": "evil", "X-Real-Ip": "6.6.6.6", "X-Forwarded-Prefix": "/evil"}
+		}
+		if from := strings.Count(text, "6.6.6.6"); strings.Contains(text, "7.7.7.7") || !trusted && from > 0 || trusted && from != 11 {
+			t.Errorf("trusted %v: %s", trusted, text)
 		}
 		for name, value := range want {
 			if got := strings.Join(e.Header[name], "|"); got != value {
@@ -447,6 +452,13 @@ func TestUpstreamTrouble(t *testing.T) {
 		http.NewResponseController(w).Flush()
 		panic(http.ErrAbortHandler)
 	})
+	a.mux.HandleFunc("/torn", func(w http.ResponseWriter, r *http.Request) {
+		conn, _, _ := http.NewResponseController(w).Hijack()
+		io.WriteString(conn, "HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\n\r\n5\r\nhalf \r\n")
+		time.Sleep(50 * time.Millisecond)
+		conn.(*net.TCPConn).SetLinger(0)
+		conn.Close()
+	})
 	a.mux.HandleFunc("/nonsense", func(w http.ResponseWriter, r *http.Request) {
 		conn, _, _ := http.NewResponseController(w).Hijack()
 		io.WriteString(conn, "this is no HTTP\r\n\r\n")
@@ -470,18 +482,22 @@ func TestUpstreamTrouble(t *testing.T) {
 		}
 	}
 	close(block)
-	resp, err := b.Get(s.front.URL + "/cut")
-	if err == nil {
-		var text []byte
-		text, err = io.ReadAll(resp.Body)
-		resp.Body.Close()
-		if err == nil {
-			t.Errorf("an answer that was cut off looks whole: %q", text)
+	for _, path := range []string{"/cut", "/torn"} {
+		for _, transport := range []http.RoundTripper{b.Transport, http1(s)} {
+			resp, err := (&http.Client{Transport: transport}).Get(s.front.URL + path)
+			if err == nil {
+				var text []byte
+				text, err = io.ReadAll(resp.Body)
+				resp.Body.Close()
+				if err == nil {
+					t.Errorf("an answer that was cut off looks whole: %q", text)
+				}
+			}
 		}
 	}
 
 	// A client that goes away while it is answered, or in the middle of its body.
-	resp, err = b.Get(s.front.URL + "/endless")
+	resp, err := b.Get(s.front.URL + "/endless")
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -557,6 +573,7 @@ func TestBadConfigurations(t *testing.T) {
 		"more than scheme":          func(c *gateway.Config) { c.Upstream = must(url.Parse("http://x/path")) },
 		"not of the form":           func(c *gateway.Config) { c.Upstream = must(url.Parse("ftp://x")) },
 		"Config.Session is not set": func(c *gateway.Config) { c.Session = limpet.Session{} },
+		`the name "a;b"`:            func(c *gateway.Config) { c.Session = limpet.Cookie("a;b") },
 		"Config.Store is not set":   func(c *gateway.Config) { c.Store = nil },
 		"a timeout of -1s":          func(c *gateway.Config) { c.Timeout = -time.Second },
 		"there twice":               func(c *gateway.Config) { c.Logouts = []string{"/x", "/x"} },

@@ -2,7 +2,9 @@ package main
 
 import (
 	"crypto/tls"
+	"errors"
 	"fmt"
+	"io/fs"
 	"log/slog"
 	"os"
 	"os/signal"
@@ -22,8 +24,12 @@ func loadCertificate(cert, key string) (*reloaded, error) {
 
 func (r *reloaded) load() error {
 	c, err := tls.LoadX509KeyPair(r.cert, r.key)
-	if err != nil {
+	var file *fs.PathError
+	switch {
+	case errors.As(err, &file): // and is named
 		return fmt.Errorf("certificate: %w", err)
+	case err != nil:
+		return fmt.Errorf("certificate %s with key %s: %w", r.cert, r.key, err)
 	}
 	r.now.Store(&c)
 	return nil

@@ -1,11 +1,13 @@
 package main
 
 import (
+	"bytes"
 	"context"
 	"crypto/rand"
 	"crypto/tls"
 	"errors"
 	"fmt"
+	stdlog "log"
 	"log/slog"
 	"net"
 	"net/http"
@@ -44,7 +46,7 @@ type gatewayFlags struct {
 	trusted     []string
 	forwardAuth string
 	store       storeFlag
-	password    string // the file of the store's
+	access      storeAccess
 	tlsCert     string
 	tlsKey      string
 	lease       time.Duration
@@ -124,7 +126,7 @@ Sockets that a socket unit with FileDescriptorName=http opened take the place of
 	f.StringSliceVar(&g.trusted, "trusted-proxy", nil, "`network` of proxies in front, as 10.0.0.0/8, whose X-Forwarded-… is passed on, and who may ask; can be repeated")
 	f.StringVar(&g.forwardAuth, "forward-auth", "", "`address` on which proxies ask whether the app may have a request; none if it is not set")
 	f.Var(&g.store, "store", "bolt:PATH, mem: or the URL of a Redis, as limpet serve explains (default bolt:$XDG_STATE_HOME/limpet/server.db)")
-	f.StringVar(&g.password, "store-password-file", "", "`file` with the password of the Redis")
+	g.access.flags(cmd)
 	f.StringVar(&g.tlsCert, "tls-cert", "", "PEM `file` with the certificate chain; serves HTTPS")
 	f.StringVar(&g.tlsKey, "tls-key", "", "PEM `file` with its private key")
 	f.DurationVar(&g.lease, "lease", 15*time.Minute, "how long an ephemeral key may be used, 1s to 24h")
@@ -134,7 +136,7 @@ Sockets that a socket unit with FileDescriptorName=http opened take the place of
 	g.operator.flags(cmd)
 	logFlags(cmd, &g.logLevel, &g.logFormat)
 	settings(cmd, "listen", "upstream", "session-cookie", "session-bearer", "login", "logout", "mode", "routes", "trusted-proxy", "forward-auth",
-		"store", "store-password-file", "tls-cert", "tls-key", "lease", "seal-key-file", "log-level", "log-format")
+		"store", "store-password-file", "store-ca-file", "store-cert-file", "store-key-file", "tls-cert", "tls-key", "lease", "seal-key-file", "log-level", "log-format")
 	cmd.AddCommand(gatewayCheckCommand())
 	return cmd
 }
@@ -178,6 +180,9 @@ func readRoutes(path string) (gateway.Config, error) {
 	text, err := readBounded(path, maxRoutes)
 	if err != nil {
 		return gateway.Config{}, usage("routes file: %w", err)
+	}
+	if len(bytes.TrimSpace(text)) == 0 {
+		return gateway.Config{}, usage("%s is empty", path)
 	}
 	cfg, err := gateway.Parse(path, text)
 	if err != nil {
@@ -241,6 +246,7 @@ func (g *gatewayFlags) run(cmd *cobra.Command) (err error) {
 		return err
 	}
 	log := logger(g.logLevel, g.logFormat)
+	stdlog.SetOutput(unasked{log})
 	if err := g.operator.begin(cmd.Context(), "limpet-gateway", trusted, log); err != nil {
 		return err
 	}
@@ -255,7 +261,7 @@ func (g *gatewayFlags) run(cmd *cobra.Command) (err error) {
 			return err
 		}
 	}
-	key, store, closer, err := openSealed(cmd.Context(), g.store, g.password, g.sealKeyFile, log)
+	key, store, closer, err := openSealed(cmd.Context(), g.store, &g.access, g.sealKeyFile, log)
 	if err != nil {
 		return err
 	}
@@ -387,6 +393,16 @@ func forwardAuthServer(now *atomic.Pointer[gateway.Gateway], log *slog.Logger) *
 	s.Protocols.SetHTTP1(true)
 	s.Protocols.SetUnencryptedHTTP2(true)
 	return s
+}
+
+// unasked is where net/http writes what its transport has to say, which is that
+// the app has sent something where nothing was asked. It repeats what that was:
+// perhaps an answer with somebody's session in it.
+type unasked struct{ log *slog.Logger }
+
+func (u unasked) Write(p []byte) (int, error) {
+	u.log.Warn("limpet: gateway: the app says something that nobody asked for: perhaps it leaves bodies unread and takes them for requests")
+	return len(p), nil
 }
 
 // gatewayClients are the clients of package channel that routes ask for, from the

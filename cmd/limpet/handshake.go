@@ -270,8 +270,11 @@ func (e *end) dial(ctx context.Context, cfg handshake.Config, address string) er
 
 const acceptAgain = time.Second // later, when out of file descriptors
 
-// serveConns handles connections until ctx is done, then lets go of them.
+// serveConns handles connections until ctx is done, then lets go of them. If no
+// more can come it lets go of those that are left after a while.
 func serveConns(ctx context.Context, log *slog.Logger, l net.Listener, handle func(net.Conn)) error {
+	ctx, cancel := context.WithCancel(ctx)
+	defer cancel()
 	var conns sync.WaitGroup
 	defer conns.Wait()
 	for {
@@ -288,6 +291,7 @@ func serveConns(ctx context.Context, log *slog.Logger, l net.Listener, handle fu
 			continue
 		}
 		if err != nil {
+			time.AfterFunc(drain, cancel)
 			return ended(ctx, err)
 		}
 		conns.Go(func() {

@@ -3,10 +3,12 @@ package main
 import (
 	"context"
 	"errors"
+	"io"
 	"log/slog"
 	"net"
 	"syscall"
 	"testing"
+	"testing/synctest"
 	"time"
 
 	"github.com/limpet-auth/limpet/handshake"
@@ -50,4 +52,40 @@ func TestStdioInterrupted(t *testing.T) {
 	if err := stdio(ctx, &handshake.Conn{Conn: conn}); err != nil {
 		t.Error(err)
 	}
+}
+
+// lastOne is a listener that gives one connection and then fails for good.
+type lastOne struct {
+	net.Listener
+	conns chan net.Conn
+}
+
+var errNoMore = errors.New("no more")
+
+func (l *lastOne) Accept() (net.Conn, error) {
+	select {
+	case c := <-l.conns:
+		return c, nil
+	default:
+		return nil, errNoMore
+	}
+}
+
+// TestAcceptFails: a connection that stays open does not keep a command that can
+// take no others from ending, after the time that it has to come to an end.
+func TestAcceptFails(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		ours, theirs := net.Pipe()
+		defer theirs.Close()
+		l := &lastOne{conns: make(chan net.Conn, 1)}
+		l.conns <- ours
+		began := time.Now()
+		err := serveConns(t.Context(), slog.New(slog.DiscardHandler), l, func(c net.Conn) {
+			io.Copy(io.Discard, c)
+			c.Close()
+		})
+		if took := time.Since(began); !errors.Is(err, errNoMore) || took != drain {
+			t.Errorf("%v after %v", err, took)
+		}
+	})
 }

@@ -10,6 +10,7 @@ import (
 	"crypto/rand"
 	"crypto/tls"
 	"crypto/x509"
+	"crypto/x509/pkix"
 	"encoding/pem"
 	"errors"
 	"fmt"
@@ -88,10 +89,7 @@ func TestScript(t *testing.T) {
 				}
 				ts.Setenv(args[1], found[1])
 			},
-			// redis starts a Redis with the password "open sesame": its address is $REDIS.
-			"redis": func(ts *testscript.TestScript, _ bool, _ []string) {
-				ts.Setenv("REDIS", limpettest.Redis(t, "--requirepass", "open sesame"))
-			},
+			"redis": func(ts *testscript.TestScript, _ bool, args []string) { startRedis(t, ts, args) },
 			"sleep": func(ts *testscript.TestScript, _ bool, args []string) {
 				d, err := time.ParseDuration(args[0])
 				ts.Check(err)
@@ -123,6 +121,23 @@ func cmdCode(ts *testscript.TestScript, _ bool, args []string) {
 	if got := cmd.ProcessState.ExitCode(); got != want {
 		ts.Fatalf("exit code %d, want %d\n%s%s", got, want, &stdout, &stderr)
 	}
+}
+
+// startRedis starts a Redis with the password "open sesame": its address is $REDIS.
+// With redis CERT KEY it also speaks TLS, on $REDISS, to whom that certificate
+// vouches for.
+func startRedis(t *testing.T, ts *testscript.TestScript, args []string) {
+	settings := []string{"--requirepass", "open sesame"}
+	if len(args) == 2 {
+		l, err := net.Listen("tcp", "127.0.0.1:0") // asks for a port that is free
+		ts.Check(err)
+		ts.Setenv("REDISS", l.Addr().String())
+		cert := ts.MkAbs(args[0])
+		settings = append(settings, "--tls-port", strconv.Itoa(l.Addr().(*net.TCPAddr).Port), "--tls-cert-file", cert, "--tls-key-file", ts.MkAbs(args[1]),
+			"--tls-ca-cert-file", cert, "--tls-auth-clients", "yes")
+		l.Close()
+	}
+	ts.Setenv("REDIS", limpettest.Redis(t, settings...))
 }
 
 func environ(ts *testscript.TestScript) (env []string) {
@@ -295,6 +310,7 @@ func cmdCert(ts *testscript.TestScript, _ bool, args []string) {
 		NotAfter:     time.Now().Add(time.Hour),
 		IPAddresses:  []net.IP{net.IPv4(127, 0, 0, 1)},
 		IsCA:         true, BasicConstraintsValid: true,
+		Subject: pkix.Name{CommonName: "test"}, // which OpenSSL wants
 	}
 	cert, err := x509.CreateCertificate(rand.Reader, template, template, key.Public(), key)
 	ts.Check(err)

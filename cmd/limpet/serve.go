@@ -25,7 +25,7 @@ const (
 type serve struct {
 	listen      string
 	store       storeFlag
-	password    string // the file of the store's
+	access      storeAccess
 	tlsCert     string
 	tlsKey      string
 	lease       time.Duration
@@ -97,7 +97,7 @@ one.`,
 	f := cmd.Flags()
 	f.StringVar(&s.listen, "listen", defaultListen, "`address` to listen on; port 0 takes a free one")
 	f.Var(&s.store, "store", "bolt:PATH, mem: or the URL of a Redis (default bolt:$XDG_STATE_HOME/limpet/server.db)")
-	f.StringVar(&s.password, "store-password-file", "", "`file` with the password of the Redis")
+	s.access.flags(cmd)
 	f.StringVar(&s.tlsCert, "tls-cert", "", "PEM `file` with the certificate chain; serves HTTPS")
 	f.StringVar(&s.tlsKey, "tls-key", "", "PEM `file` with its private key")
 	f.DurationVar(&s.lease, "lease", 15*time.Minute, "how long an ephemeral key may be used, 1s to 24h")
@@ -109,7 +109,7 @@ one.`,
 	yesNoVar(cmd, &s.channel, "channel", "proofs must be bound to their TLS connection; needs --tls-cert and --tls-key")
 	s.operator.flags(cmd)
 	logFlags(cmd, &s.logLevel, &s.logFormat)
-	settings(cmd, "listen", "store", "store-password-file", "tls-cert", "tls-key", "lease", "seal-key-file", "mode", "freshness", "min-level",
+	settings(cmd, "listen", "store", "store-password-file", "store-ca-file", "store-cert-file", "store-key-file", "tls-cert", "tls-key", "lease", "seal-key-file", "mode", "freshness", "min-level",
 		"challenge", "channel", "log-level", "log-format")
 	return cmd
 }
@@ -158,7 +158,7 @@ func (s *serve) run(ctx context.Context) (err error) {
 			return err
 		}
 	}
-	key, store, closer, err := openSealed(ctx, s.store, s.password, s.sealKeyFile, log)
+	key, store, closer, err := openSealed(ctx, s.store, &s.access, s.sealKeyFile, log)
 	if err != nil {
 		return err
 	}

@@ -31,7 +31,7 @@ type registry interface {
 
 type sessions struct {
 	store       storeFlag
-	password    string // the file of the store's
+	access      storeAccess
 	adminSocket string
 	filter      admin.Filter
 	level       string
@@ -110,8 +110,8 @@ a line says how much is missing.
 		sub.Flags().StringVar(&s.adminSocket, "admin-socket", "", "`path` of the server's admin socket (default PATH.admin beside the store)")
 		settings(sub, "store", "admin-socket")
 		if sub != watch {
-			sub.Flags().StringVar(&s.password, "store-password-file", "", "`file` with the password of the Redis")
-			settings(sub, "store-password-file")
+			s.access.flags(sub)
+			settings(sub, "store-password-file", "store-ca-file", "store-cert-file", "store-key-file")
 		}
 		if sub != show {
 			sub.Flags().StringVar(&s.filter.User, "user", "", "only sessions of the user with this `name`")
@@ -160,7 +160,7 @@ func (s *sessions) open(ctx context.Context) (registry, io.Closer, error) {
 		return server, none, err
 	}
 	if s.store.remote() {
-		store, err := s.store.openRemote(ctx, s.password, logger(slog.LevelError, "text")) // warnings are for the server
+		store, err := s.store.openRemote(ctx, &s.access, logger(slog.LevelError, "text")) // warnings are for the server
 		if err != nil {
 			return nil, nil, err
 		}

@@ -3,6 +3,8 @@ package main
 import (
 	"context"
 	"crypto/rand"
+	"crypto/tls"
+	"crypto/x509"
 	"errors"
 	"fmt"
 	"io"
@@ -11,6 +13,8 @@ import (
 	"os"
 	"path/filepath"
 	"strings"
+
+	"github.com/spf13/cobra"
 
 	"github.com/limpet-auth/limpet/internal/private"
 	"github.com/limpet-auth/limpet/internal/telemetry"
@@ -52,27 +56,89 @@ func (s storeFlag) path() (string, error) {
 	return filepath.Abs(strings.TrimPrefix(string(s), "bolt:"))
 }
 
-// openRemote connects to the store, with the password in a file if one is named.
-func (s storeFlag) openRemote(ctx context.Context, passwordFile string, log *slog.Logger) (*redisstore.Store, error) {
+// storeAccess are the files that say how a store in Redis is reached.
+type storeAccess struct {
+	password  string
+	authority string // PEM certificates; "" means those that the system trusts
+	cert, key string // the client's own, "" for none
+}
+
+func (a *storeAccess) flags(cmd *cobra.Command) {
+	f := cmd.Flags()
+	f.StringVar(&a.password, "store-password-file", "", "`file` with the password of the Redis")
+	f.StringVar(&a.authority, "store-ca-file", "", "PEM `file` with the certificates that a rediss Redis must have one under (default those that the system trusts)")
+	f.StringVar(&a.cert, "store-cert-file", "", "PEM `file` with this end's certificate, for a rediss Redis that asks for one")
+	f.StringVar(&a.key, "store-key-file", "", "PEM `file` with its private key")
+}
+
+// options reads the files.
+func (a *storeAccess) options(s storeFlag, log *slog.Logger) (*redisstore.Options, error) {
 	opts := &redisstore.Options{Logger: log}
-	if passwordFile != "" {
-		if err := private.OwnerOnly(passwordFile); err != nil {
+	if a.password != "" {
+		if err := private.OwnerOnly(a.password); err != nil {
 			return nil, fmt.Errorf("store: %w", err)
 		}
-		b, err := readBounded(passwordFile, maxStorePassword)
+		b, err := readBounded(a.password, maxStorePassword)
 		if err != nil {
 			return nil, fmt.Errorf("store: %w", err)
 		}
 		opts.Password = strings.TrimRight(string(b), "\r\n")
 	}
-	return redisstore.Open(ctx, string(s), opts)
+	if a.authority == "" && a.cert == "" && a.key == "" {
+		return opts, nil
+	}
+	if !strings.HasPrefix(string(s), "rediss") {
+		return nil, usage("--store-ca-file, --store-cert-file and --store-key-file are for stores of the form rediss://…")
+	}
+	if (a.cert == "") != (a.key == "") {
+		return nil, usage("--store-cert-file and --store-key-file go together")
+	}
+	opts.TLS = &tls.Config{MinVersion: tls.VersionTLS12}
+	if a.authority != "" {
+		pem, err := readBounded(a.authority, maxAuthorities)
+		if err != nil {
+			return nil, fmt.Errorf("store: %w", err)
+		}
+		opts.TLS.RootCAs = x509.NewCertPool()
+		if !opts.TLS.RootCAs.AppendCertsFromPEM(pem) {
+			return nil, fmt.Errorf("store: no certificate in %s", a.authority)
+		}
+	}
+	if a.cert != "" {
+		// Read for each connection: certificates are replaced while servers run.
+		load := func(*tls.CertificateRequestInfo) (*tls.Certificate, error) {
+			c, err := tls.LoadX509KeyPair(a.cert, a.key)
+			return &c, err
+		}
+		if _, err := load(nil); err != nil {
+			return nil, fmt.Errorf("store: certificate: %w", err)
+		}
+		opts.TLS.GetClientCertificate = load
+	}
+	return opts, nil
 }
 
-const maxStorePassword = 4096 // bytes
+// openRemote connects to the store.
+func (s storeFlag) openRemote(ctx context.Context, access *storeAccess, log *slog.Logger) (*redisstore.Store, error) {
+	opts, err := access.options(s, log)
+	if err != nil {
+		return nil, err
+	}
+	store, err := redisstore.Open(ctx, string(s), opts)
+	if unknown := (x509.UnknownAuthorityError{}); errors.As(err, &unknown) && access.authority == "" {
+		err = withHint(err, "--store-ca-file names a file with the authority's certificate")
+	}
+	return store, err
+}
+
+const (
+	maxStorePassword = 4096    // bytes
+	maxAuthorities   = 1 << 20 // likewise
+)
 
 // openSealed opens a server's store, and the key that secrets in it are sealed
 // under.
-func openSealed(ctx context.Context, s storeFlag, passwordFile, sealKeyFile string, log *slog.Logger) (key []byte, store telemetry.Store, closer io.Closer, err error) {
+func openSealed(ctx context.Context, s storeFlag, access *storeAccess, sealKeyFile string, log *slog.Logger) (key []byte, store telemetry.Store, closer io.Closer, err error) {
 	if s.remote() {
 		if key, err = sealKey(sealKeyFile, ""); err == nil && key == nil {
 			err = usage("a store in Redis needs --seal-key-file, the same on every server")
@@ -80,7 +146,7 @@ func openSealed(ctx context.Context, s storeFlag, passwordFile, sealKeyFile stri
 		if err != nil {
 			return nil, nil, nil, err
 		}
-		store, err := s.openRemote(ctx, passwordFile, log)
+		store, err := s.openRemote(ctx, access, log)
 		return key, store, store, err
 	}
 	path, err := s.path()

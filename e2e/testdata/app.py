@@ -4,7 +4,8 @@
 
 It prints the port that it listens on, a free one for PORT 0. The session's
 cookie is replaced at POST /renew. POST /token hands out the session as a bearer
-token.
+token. GET /seen tells which requests there were. As in many an app, GET does not
+read a body, and nothing reads chunks.
 """
 
 import http.cookies
@@ -16,10 +17,12 @@ import urllib.parse
 
 USERS = {"alice": "correct horse", "bob": "battery staple"}
 SESSIONS = {}
+SEEN = []  # method, target and user of each request
 
 
 class App(http.server.BaseHTTPRequestHandler):
     protocol_version = "HTTP/1.1"
+    disable_nagle_algorithm = True
 
     def user(self):
         scheme, _, token = self.headers.get("Authorization", "").partition(" ")
@@ -43,14 +46,20 @@ class App(http.server.BaseHTTPRequestHandler):
         return ("Set-Cookie", "sid=%s; Path=/; HttpOnly" % sid)
 
     def do_GET(self):
-        if self.path == "/me" and self.user():
+        SEEN.append([self.command, self.path, self.user()])
+        if self.path == "/seen":
+            self.answer(200, json.dumps(SEEN))
+        elif self.path == "/me" and self.user():
             self.answer(200, json.dumps({"user": self.user(), "told": self.headers.get("Remote-User"), "level": self.headers.get("Limpet-Level")}))
         elif self.path == "/me":
             self.answer(302, "", ("Location", "/login"))
         else:
             self.answer(200, "<form method=post action=/login><input name=username><input name=password></form>")
 
+    do_DELETE = do_OPTIONS = do_GET
+
     def do_POST(self):
+        SEEN.append([self.command, self.path, self.user()])
         body = self.rfile.read(int(self.headers.get("Content-Length", 0))).decode()
         form = dict(urllib.parse.parse_qsl(body))
         user = form.get("username")
@@ -76,5 +85,6 @@ class App(http.server.BaseHTTPRequestHandler):
 if __name__ == "__main__":
     server = http.server.ThreadingHTTPServer(("127.0.0.1", int(sys.argv[1])), App)
     server.daemon_threads = True
+    server.handle_error = lambda *_: None  # who goes away is none
     print(server.server_address[1], flush=True)
     server.serve_forever()

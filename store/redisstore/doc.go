@@ -78,8 +78,11 @@
 // and takes over again, has that record, and its own old script fails. If nobody
 // has spent in between, there is no such record; therefore the script also
 // contains the replication ID of its Redis, which changes when a replica becomes
-// a master, and once a second a server has it compare that as well (INFO, which
-// the user that servers log in as must be allowed).
+// a master, and a server has it compare that as well (INFO, which the user that
+// servers log in as must be allowed): once a second, and when Redis has sent word
+// that it holds other keys now. It sends that when it is filled anew as a replica,
+// on each connection and before any answer that follows, or the connection has
+// ended, which counts as the same.
 //
 // The margin is also for the seconds in which an old master, cut off from the
 // others, does not know yet that it was replaced. In a cluster these are about

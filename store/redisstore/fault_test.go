@@ -6,6 +6,7 @@ import (
 	"context"
 	"fmt"
 	"math/rand/v2"
+	"os/exec"
 	"strconv"
 	"strings"
 	"sync"
@@ -408,7 +409,6 @@ func TestBackUnseen(t *testing.T) {
 	b.do("replicaof", "no", "one")
 	a.follow(b)
 	a.do("replicaof", "no", "one")
-	time.Sleep(askEvery)
 	wantUnknown(t, s, "lost", expires)
 	wantUnknown(t, other, "lost", expires)
 	wantUnknown(t, openTest(t, a.url()), "lost", expires)
@@ -477,5 +477,128 @@ func TestScriptsStay(t *testing.T) {
 	openTest(t, server.url())
 	if stats := server.do("info", "commandstats"); !strings.Contains(stats, "cmdstat_script|load:calls="+strconv.Itoa(partitionCount)+",") {
 		t.Errorf("scripts were not loaded:\n%s", stats)
+	}
+}
+
+// TestSlotsMove has redis-cli move a master's slots to another, and half of them
+// back, while clients spend, read and write. No value is admitted twice, records
+// stay, and all of it goes on without a restart.
+func TestSlotsMove(t *testing.T) {
+	t.Parallel()
+	cluster := startCluster(t, 5*time.Second)
+	stores := []*Store{openTest(t, cluster.url()), openTest(t, cluster.url())}
+	from, to := cluster.masters[0], cluster.masters[1]
+	var keys []string
+	for i := range 60 {
+		keys = append(keys, fmt.Sprint("b:{", i, "}"))
+		if err := stores[0].Put(t.Context(), keys[i], []byte(keys[i]), time.Hour); err != nil {
+			t.Fatal(err)
+		}
+	}
+	ctx, cancel := context.WithCancel(t.Context())
+	var moved sync.WaitGroup
+	moved.Go(func() {
+		defer cancel()
+		time.Sleep(200 * time.Millisecond)
+		for _, way := range [][2]*redisServer{{from, to}, {to, from}} {
+			out := from.try("--cluster", "reshard", from.addr(), "--cluster-from", way[0].do("cluster", "myid"), "--cluster-to", way[1].do("cluster", "myid"),
+				"--cluster-slots", "600", "--cluster-yes", "--cluster-pipeline", "100")
+			if strings.Contains(out, "ERR") || !strings.Contains(out, "Moving slot") {
+				t.Errorf("resharding: %s", out)
+			}
+		}
+		time.Sleep(200 * time.Millisecond)
+	})
+	moved.Go(func() { // what is read is right or an error
+		for n := 0; ctx.Err() == nil; n++ {
+			key := keys[n%len(keys)]
+			if val, found, err := stores[n%2].Get(t.Context(), key); err == nil && (!found || string(val) != key) {
+				t.Errorf("%s is %q, found %v", key, val, found)
+			}
+			time.Sleep(200 * time.Microsecond)
+		}
+	})
+	all := spendAll(ctx, stores)
+	moved.Wait()
+	stores = append(stores, openTest(t, cluster.url()))
+	unknown := all.wantNoneFresh(t, stores)
+	t.Logf("%d values were admitted; of %d it cannot be known", len(all.m), unknown)
+	if unknown == 0 || unknown > len(all.m)/2 {
+		t.Errorf("of %d of %d values it cannot be known", unknown, len(all.m))
+	}
+	for i, s := range stores {
+		for _, key := range keys {
+			if val, found, err := s.Get(t.Context(), key); err != nil || !found || string(val) != key {
+				t.Errorf("%s is %q, %v, %v", key, val, found, err)
+			}
+			if err := s.Put(t.Context(), key, []byte(key), time.Hour); err != nil {
+				t.Error(err)
+			}
+		}
+		beyond := time.Now().Add((shortLife + 2) * time.Second)
+		for n := range 300 {
+			wantSpend(t, s, fmt.Sprint("beyond", i, n), beyond, true)
+		}
+	}
+}
+
+// TestConnectionsEnd: connections that end, as idle ones do, are no reason to refuse
+// what goes over others at the time.
+func TestConnectionsEnd(t *testing.T) {
+	t.Parallel()
+	s := openTest(t, startRedis(t).url())
+	ctx, cancel := context.WithTimeout(t.Context(), 500*time.Millisecond)
+	defer cancel()
+	var wg sync.WaitGroup
+	wg.Go(func() {
+		for ctx.Err() == nil {
+			s.emptied.Add(1)
+			time.Sleep(20 * time.Microsecond)
+		}
+	})
+	for i := range 8 {
+		wg.Go(func() {
+			for n := 0; ctx.Err() == nil; n++ {
+				id, expires := fmt.Append(nil, "id", i, "/", n), time.Now().Add(time.Minute)
+				for _, want := range []bool{true, false} {
+					if fresh, err := s.Spend(t.Context(), id, expires); err != nil || fresh != want {
+						t.Errorf("Spend = %v, %v; want %v", fresh, err, want)
+						return
+					}
+				}
+			}
+		})
+	}
+	wg.Wait()
+}
+
+// TestTwoFailoversAtOnce: a master that is replaced and takes over again within a
+// moment, without what was spent last.
+func TestTwoFailoversAtOnce(t *testing.T) {
+	t.Parallel()
+	a, b := startRedis(t), startRedis(t)
+	s := openTest(t, a.url())
+	b.follow(a)
+	expires := time.Now().Add(time.Minute)
+	for round := range 3 {
+		b.do("replicaof", "127.0.0.1", "1") // cut off
+		for i := range 300 {
+			s.Spend(t.Context(), fmt.Append(nil, "lost", round, i), expires) // admitted or not
+		}
+		script := "redis-cli -p %[2]d replicaof no one; redis-cli -p %[1]d replicaof 127.0.0.1 %[2]d; " +
+			"while ! redis-cli -p %[1]d info replication | grep -q link_status:up; do :; done; redis-cli -p %[1]d replicaof no one"
+		began := time.Now()
+		if out, err := exec.Command("sh", "-c", fmt.Sprintf(script, a.port, b.port)).CombinedOutput(); err != nil {
+			t.Fatalf("%v: %s", err, out)
+		}
+		took := time.Since(began)
+		for i := range 300 {
+			if fresh, _ := s.Spend(t.Context(), fmt.Append(nil, "lost", round, i), expires); fresh {
+				t.Errorf("a value is admitted again after two failovers in %v", took)
+				break
+			}
+		}
+		t.Logf("two failovers in %v", took)
+		b.follow(a)
 	}
 }

@@ -56,6 +56,7 @@ type Store struct {
 	log        *slog.Logger
 	secret     string // the password, kept out of errors
 	partitions [partitionCount]partition
+	emptied    atomic.Uint64 // how often a Redis has said that all keys it had are gone, or could not have
 	closed     atomic.Bool
 }
 
@@ -93,6 +94,11 @@ func Open(ctx context.Context, url string, opts *Options) (*Store, error) {
 	o.ReadBufferEachConn, o.WriteBufferEachConn = 64<<10, 64<<10
 	o.BlockingPoolCleanup = time.Minute
 	o.ClientName = "limpet"
+	o.OnInvalidations = func(keys []rueidis.RedisMessage) {
+		if keys == nil { // all, or the connection has ended
+			s.emptied.Add(1)
+		}
+	}
 	if s.client, err = rueidis.NewClient(o); err != nil {
 		return nil, s.failed("connecting", err)
 	}
@@ -126,6 +132,8 @@ func (s *Store) failed(doing string, err error) error {
 		return errClosed
 	case s.secret != "" && strings.Contains(err.Error(), s.secret):
 		return fmt.Errorf("limpet: redisstore: %s: an error that repeats the password", doing)
+	case strings.HasPrefix(err.Error(), "NOAUTH"): // and then speaks of HELLO
+		return fmt.Errorf("limpet: redisstore: %s: this Redis wants a password, and there is none", doing)
 	}
 	return fmt.Errorf("limpet: redisstore: %s: %w", doing, err)
 }

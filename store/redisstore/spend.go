@@ -33,7 +33,8 @@ const (
 	epochLife = 30 * 24 * 60 * 60 // seconds that an epoch is remembered without use
 
 	// askEvery is how often a spend asks as well whether Redis was a replica in
-	// between, which takes half as long again. Two failovers take longer.
+	// between, which takes half as long again; it does so too when Redis has been
+	// filled anew, as a replica is.
 	askEvery = time.Second
 
 	replIDSize = 40 // characters
@@ -60,8 +61,9 @@ type partition struct {
 
 // asked is when an epoch was last seen to be that of this very master.
 type asked struct {
-	epoch *epoch
-	at    time.Time
+	epoch   *epoch
+	at      time.Time
+	emptied uint64 // the store's count before
 }
 
 func (p *partition) init(tag string) {
@@ -225,19 +227,30 @@ func (s *Store) Spend(ctx context.Context, id []byte, expires time.Time) (fresh 
 	return false, errors.New("limpet: redisstore: Redis is restarted or replaced over and over")
 }
 
-// spend is the one write. A long-lived value is no more durable than a record,
-// and no less: it waits for a replica.
+// spend is the one write, unless Redis says meanwhile that it holds other keys now:
+// it does so before it answers, so the answer may be one after two failovers. Asked
+// again it tells, and that the value is there then is our own doing.
 func (s *Store) spend(ctx context.Context, p *partition, e *epoch, key string, fingerprint, second int64, long bool) (n int64, err error) {
-	now := time.Now()
+	now, emptied := time.Now(), s.emptied.Load()
 	last := p.asked.Load()
-	ask := last == nil || last.epoch != e || now.Sub(last.at) >= askEvery
-	if ask {
-		defer func() {
-			if err == nil && n >= 0 {
-				p.asked.Store(&asked{e, now})
-			}
-		}()
+	ask := last == nil || last.epoch != e || last.emptied != emptied || now.Sub(last.at) >= askEvery
+	n, err = s.evaluate(ctx, p, e, key, fingerprint, second, long, ask)
+	if meanwhile := s.emptied.Load(); err == nil && n == 1 && !ask && meanwhile != emptied {
+		var again int64
+		if again, err = s.evaluate(ctx, p, e, key, fingerprint, second, long, true); again < 0 {
+			n = again
+		}
+		ask, emptied = true, meanwhile
 	}
+	if ask && err == nil && n >= 0 {
+		p.asked.Store(&asked{e, now, emptied})
+	}
+	return n, err
+}
+
+// evaluate runs the epoch's script. A long-lived value is no more durable than a
+// record, and no less: it waits for a replica.
+func (s *Store) evaluate(ctx context.Context, p *partition, e *epoch, key string, fingerprint, second int64, long, ask bool) (n int64, err error) {
 	cmd := func(b rueidis.Builder) rueidis.Completed {
 		c := b.Evalsha().Sha1(e.sha).Numkeys(2).Key(key, p.epochKey).
 			Arg(strconv.FormatInt(fingerprint, 10), strconv.FormatInt(second, 10))
