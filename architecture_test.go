@@ -37,6 +37,7 @@ var imports = map[string][]string{
 	"client":                {"hwkey", "internal/outgoing", "internal/weakmap", "proof", "proof/httpsig", "proof/hwsign", "proof/dpop"},
 	"limpettest":            {"", "internal/incoming", "internal/weakmap", "hwkey", "proof", "proof/httpsig", "proof/hwsign", "proof/dpop"},
 	"limpettest/vectors":    {},
+	"internal/gatewaybench": {"client", "hwkey", "hwkey/internal/keydir", "hwkey/softkey", "internal/outgoing", "internal/private", "internal/weakmap", "proof", "proof/httpsig", "proof/hwsign", "proof/dpop"},
 	"internal/authserver":   {"", "internal/incoming", "internal/weakmap", "proof", "proof/httpsig", "proof/hwsign", "proof/dpop"},
 	"gateway":               {"", "internal/incoming", "internal/weakmap", "proof", "proof/httpsig", "proof/hwsign", "proof/dpop"},
 	"cmd/limpet":            {"*"},

@@ -41,14 +41,38 @@ func (l *listener) Accept() (net.Conn, error) {
 	if err != nil {
 		return nil, err
 	}
-	return &conn{c}, nil
+	return &conn{Conn: c}, nil
 }
 
-type conn struct{ net.Conn }
+// conn is a connection whose writes take a minute at most, or an eighth less: to
+// set a deadline costs more than to see that it is far enough away.
+type conn struct {
+	net.Conn
+	armed atomic.Int64 // when the deadline was set, in nanoseconds since began; 0 if it is not ours
+}
+
+var began = time.Now()
 
 func (c *conn) Write(p []byte) (int, error) {
-	c.SetWriteDeadline(time.Now().Add(stall))
+	now := time.Now()
+	since := int64(now.Sub(began))
+	if armed := c.armed.Load(); armed == 0 || since-armed > int64(stall/8) {
+		c.Conn.SetWriteDeadline(now.Add(stall))
+		c.armed.Store(since)
+	}
 	return c.Conn.Write(p)
+}
+
+// SetDeadline implements [net.Conn]. The next Write sets its own.
+func (c *conn) SetDeadline(t time.Time) error {
+	c.armed.Store(0)
+	return c.Conn.SetDeadline(t)
+}
+
+// SetWriteDeadline implements [net.Conn], as SetDeadline does.
+func (c *conn) SetWriteDeadline(t time.Time) error {
+	c.armed.Store(0)
+	return c.Conn.SetWriteDeadline(t)
 }
 
 // CloseWrite lets net/http end a connection so that its last answer arrives.

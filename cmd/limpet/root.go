@@ -58,6 +58,7 @@ programs of the same user can read those.
 		demoCommand(),
 		serveCommand(),
 		gatewayCommand(),
+		benchCommand(),
 		loginCommand(),
 		requestCommand(),
 		logoutCommand(),
