@@ -40,6 +40,7 @@ var imports = map[string][]string{
 	"limpettest/vectors":    {},
 	"internal/admin":        {"", "internal/incoming", "internal/weakmap", "proof", "proof/httpsig", "proof/hwsign", "proof/dpop"},
 	"internal/telemetry":    {"", "internal/incoming", "internal/weakmap", "proof", "proof/httpsig", "proof/hwsign", "proof/dpop"},
+	"internal/gatewaybench": {"client", "hwkey", "hwkey/internal/keydir", "hwkey/softkey", "internal/outgoing", "internal/private", "internal/weakmap", "proof", "proof/httpsig", "proof/hwsign", "proof/dpop"},
 	"internal/authserver":   {"", "internal/incoming", "internal/weakmap", "proof", "proof/httpsig", "proof/hwsign", "proof/dpop"},
 	"agent":                 {"client", "hwkey", "internal/incoming", "internal/outgoing", "internal/private", "internal/relay", "internal/weakmap", "proof", "proof/httpsig", "proof/hwsign", "proof/dpop"},
 	"gateway":               {"", "internal/incoming", "internal/relay", "internal/weakmap", "proof", "proof/httpsig", "proof/hwsign", "proof/dpop"},

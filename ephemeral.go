@@ -193,6 +193,6 @@ func (g *Guard) lookup(ctx context.Context, s *session, slot int) (*ephemeral, e
 	if err != nil {
 		return nil, nil // unreadable is unknown: the client introduces a new one
 	}
-	s.slots[slot].Store(&decodedSlot{rec: bytes.Clone(rec), ephemeral: e})
+	s.slots[slot].Store(&decodedSlot{rec: rec, ephemeral: e})
 	return e, nil
 }

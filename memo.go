@@ -13,7 +13,9 @@ import (
 // session is what a guard has made of a session's records so far: parsed keys,
 // an HMAC state, the names of its records. Every request still asks the store;
 // only if the record is the same byte for byte is what was made of it used
-// again. So a revocation is seen at once, wherever it was made.
+// again. So a revocation is seen at once, wherever it was made. Records are kept as
+// the store returned them, not copied: when the store returns the very same memory
+// once more, it need not be read to be compared.
 type session struct {
 	id       ID
 	key      string // of the binding's record; "" if there is none
@@ -55,7 +57,7 @@ type decodedSlot struct {
 // in the store get in, so a stranger cannot fill it.
 type memo [memoSize]atomic.Pointer[session]
 
-const memoSize = 1 << 14 // of about 1.5 KiB each: 24 MiB in all
+const memoSize = 1 << 14 // of about 1.5 KiB each, beside records that the store may have forgotten: 24 MiB in all
 
 func (m *memo) at(id ID) *atomic.Pointer[session] {
 	return &m[binary.LittleEndian.Uint32(id[:])%memoSize]
@@ -110,7 +112,7 @@ func readSession(id ID, key string, rec []byte) (*session, error) {
 	if err != nil {
 		return nil, unavailable("binding", err)
 	}
-	s := &session{id: id, key: key, rec: bytes.Clone(rec), binding: b}
+	s := &session{id: id, key: key, rec: rec, binding: b}
 	if b.Root != (ID{}) {
 		s.root = bindingKey(b.Root)
 	}
@@ -123,7 +125,7 @@ func readSession(id ID, key string, rec []byte) (*session, error) {
 // under ends a session that has ended under the token of its login, or that is
 // not known there any more.
 func (s *session) under(root []byte) {
-	s.rootRec = bytes.Clone(root)
+	s.rootRec = root
 	b, err := decodeBinding(s.binding.Root, root)
 	switch {
 	case err != nil:

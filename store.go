@@ -14,7 +14,8 @@ import (
 // 503 and admits nothing. That a key is absent is not an error.
 type Store interface {
 	// Get returns the live value of key. The caller does not modify it, and
-	// what the store does later does not change it.
+	// what the store does later does not change it: the guard keeps it, to see
+	// by it whether the next one is the same.
 	Get(ctx context.Context, key string) (val []byte, found bool, err error)
 
 	// Put sets key to val for ttl, replacing what was there. ttl is positive.

@@ -5,7 +5,6 @@ import (
 	"log/slog"
 	"net/http"
 	"net/http/httptest"
-	"net/http/httputil"
 	"net/url"
 	"testing"
 
@@ -13,6 +12,7 @@ import (
 	"github.com/limpet-auth/limpet/client"
 	"github.com/limpet-auth/limpet/gateway"
 	"github.com/limpet-auth/limpet/hwkey/softkey"
+	"github.com/limpet-auth/limpet/internal/gatewaybench"
 	"github.com/limpet-auth/limpet/store/memstore"
 )
 
@@ -27,7 +27,7 @@ func BenchmarkGateway(b *testing.B) {
 	}))
 	defer app.Close()
 	to := must(url.Parse(app.URL))
-	bare := &httputil.ReverseProxy{Rewrite: func(pr *httputil.ProxyRequest) { pr.SetURL(to); pr.SetXForwarded() }}
+	bare := gatewaybench.NewBare(to)
 	cfg := gateway.Config{Upstream: to, Session: limpet.Cookie("sid"), Store: memstore.New(nil), Logger: slog.New(slog.DiscardHandler),
 		Logins: []gateway.Login{{Pattern: "POST /login"}}, Logouts: []string{"POST /logout"},
 		Routes: []limpet.Route{{Pattern: "/admin/", Rule: limpet.Rule{Mode: limpet.Require}}}}

@@ -217,6 +217,10 @@ type exchange struct {
 	answer http.Header   // what the guard tells the client
 	user   string        // whom a login's request names
 	upload *relay.Upload // nil if there is no body
+
+	header  http.Header // of the request as the rules admitted it
+	passed  http.Header // what of it goes on to the app; nil if the reverse proxy is to find that out
+	trusted bool        // it came from a proxy that is trusted
 }
 
 type exchangeKey struct{}
@@ -245,6 +249,11 @@ func (g *Gateway) ServeHTTP(w http.ResponseWriter, r *http.Request) {
 		g.forget(w, r, err)
 		limpet.Refuse(w, err)
 		return
+	}
+	x.trusted = isTrusted(r.RemoteAddr, g.cfg.Trusted)
+	x.header = x.out.Header
+	if x.passed = g.filter.pass(x.header, x.trusted); x.passed != nil {
+		x.out.Header = nil // the reverse proxy would clone it, and look for what is not there
 	}
 	g.proxy.ServeHTTP(w, x.out)
 }

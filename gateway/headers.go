@@ -2,9 +2,9 @@ package gateway
 
 import (
 	"fmt"
+	"maps"
 	"net"
 	"net/http"
-	"net/http/httputil"
 	"net/netip"
 	"slices"
 	"strings"
@@ -99,15 +99,21 @@ var addresses = []string{"client_ip", "x_client_ip", "x_clientip", "true_client_
 // filter knows which headers of a client's do not reach the app.
 type filter struct {
 	exact map[string]bool // whether trusted proxies may say them
+	first [256]bool       // bytes that names of such headers begin with, as normal makes them
 }
 
 func newFilter(n Names) filter {
-	f := filter{map[string]bool{"dpop": false}}
+	f := filter{exact: map[string]bool{"dpop": false}}
 	for _, name := range addresses {
 		f.exact[name] = true
 	}
 	for _, name := range n.all() {
 		f.exact[normal(name)] = false
+	}
+	for _, names := range [][]string{proofs, forwarded, {"signature"}, slices.Collect(maps.Keys(f.exact))} {
+		for _, name := range names {
+			f.first[name[0]] = true
+		}
 	}
 	return f
 }
@@ -139,7 +145,7 @@ var rewriting = []string{"x_original_", "x_rewrite_"}
 
 // strip removes them, in every spelling.
 func (f *filter) strip(h http.Header, trusted bool) {
-	signed := slices.ContainsFunc(h["Signature-Input"], func(v string) bool { return strings.Contains(v, `"limpet"`) })
+	signed := isSigned(h)
 	for name := range h {
 		if f.drops(name, signed, trusted) {
 			delete(h, name)
@@ -147,8 +153,38 @@ func (f *filter) strip(h http.Header, trusted bool) {
 	}
 }
 
+// pass returns a new header with those that reach the app. It is nil if some are
+// for the connection alone (RFC 9110, 7.6.1): the reverse proxy knows what becomes
+// of those.
+func (f *filter) pass(h http.Header, trusted bool) http.Header {
+	signed := isSigned(h)
+	passed := make(http.Header, len(h)+3) // some go, some come
+	for name, values := range h {
+		switch name {
+		case "Connection":
+			if len(values) == 1 && (strings.EqualFold(values[0], "keep-alive") || strings.EqualFold(values[0], "close")) {
+				continue // names no other field
+			}
+			return nil
+		case "Keep-Alive", "Proxy-Authenticate", "Proxy-Authorization", "Proxy-Connection", "Te", "Trailer", "Transfer-Encoding", "Upgrade":
+			return nil
+		}
+		if !f.drops(name, signed, trusted) {
+			passed[name] = values
+		}
+	}
+	return passed
+}
+
+func isSigned(h http.Header) bool {
+	return slices.ContainsFunc(h["Signature-Input"], func(v string) bool { return strings.Contains(v, `"limpet"`) })
+}
+
 // drops tells it of one. Signatures go if they are the client's proof.
 func (f *filter) drops(name string, signed, trusted bool) bool {
+	if name == "" || !f.first[normalByte(name[0])] {
+		return false
+	}
 	var room [64]byte
 	if len(name) > len(room) {
 		return begins(normal(name), proofs) || begins(normal(name), forwarded)
@@ -180,9 +216,11 @@ func begins(text string, with []string) bool {
 
 // identify tells the app who is there.
 func (n *Names) identify(h http.Header, b *limpet.Binding) {
+	said := make([]string, 0, 5) // one allocation for all values
 	set := func(name, value string) {
 		if name != "" && value != "" {
-			h[name] = []string{value}
+			said = append(said, value)
+			h[name] = said[len(said)-1 : len(said) : len(said)]
 		}
 	}
 	set(n.User, sane(b.User))
@@ -200,21 +238,31 @@ func (n *Names) identify(h http.Header, b *limpet.Binding) {
 
 // forward sets what says where a request came from. What a trusted proxy says of
 // that is kept, and completed.
-func forward(pr *httputil.ProxyRequest, trusted bool) {
+func forward(out http.Header, in *http.Request, trusted bool) {
 	if trusted {
-		for name, values := range pr.In.Header {
+		for name, values := range in.Header {
 			if begins(normal(name), forwarded) && strings.IndexByte(name, '_') < 0 {
-				pr.Out.Header[name] = slices.Clone(values)
+				out[name] = slices.Clone(values)
 			}
 		}
 	}
-	proto, host := pr.Out.Header["X-Forwarded-Proto"], pr.Out.Header["X-Forwarded-Host"]
-	pr.SetXForwarded()
-	if len(proto) == 1 {
-		pr.Out.Header["X-Forwarded-Proto"] = proto
+	from, _, err := net.SplitHostPort(in.RemoteAddr)
+	if before := out["X-Forwarded-For"]; len(before) > 0 {
+		from = strings.Join(before, ", ") + ", " + from
 	}
-	if len(host) == 1 {
-		pr.Out.Header["X-Forwarded-Host"] = host
+	proto := "http"
+	if in.TLS != nil {
+		proto = "https"
+	}
+	said := [...]string{from, proto, in.Host}
+	if out["X-Forwarded-For"] = said[0:1:1]; err != nil {
+		delete(out, "X-Forwarded-For")
+	}
+	if len(out["X-Forwarded-Proto"]) != 1 {
+		out["X-Forwarded-Proto"] = said[1:2:2]
+	}
+	if len(out["X-Forwarded-Host"]) != 1 {
+		out["X-Forwarded-Host"] = said[2:3:3]
 	}
 }
 

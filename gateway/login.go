@@ -189,7 +189,7 @@ func (head) WriteHeader(int)           {}
 
 // loggedOut ends the session that the app has ended.
 func (g *Gateway) loggedOut(x *exchange) error {
-	token, err := g.cfg.Session.Token(x.out.Header)
+	token, err := g.cfg.Session.Token(x.header)
 	if err != nil || token == "" {
 		return nil
 	}
@@ -217,7 +217,7 @@ func (g *Gateway) brokeOff(x *exchange, err error) {
 // the same key, whoever asks for it. Where nothing is bound there is nothing to
 // carry: apps give tokens to strangers too, before these log in.
 func (g *Gateway) renewed(x *exchange, resp *http.Response, issued string, unclear error) error {
-	token, err := g.cfg.Session.Token(x.out.Header)
+	token, err := g.cfg.Session.Token(x.header)
 	switch {
 	case err != nil: // only where the rule observes
 		return err

@@ -69,9 +69,12 @@ func (g *Gateway) rewrite(pr *httputil.ProxyRequest) {
 	out.URL.Scheme, out.URL.Host, out.URL.User = g.cfg.Upstream.Scheme, g.cfg.Upstream.Host, nil
 	out.URL.RawQuery = pr.In.URL.RawQuery // whole, as the proof covers it
 	out.Host = pr.In.Host
-	trusted := isTrusted(pr.In.RemoteAddr, g.cfg.Trusted)
-	g.filter.strip(out.Header, trusted)
-	forward(pr, trusted)
+	if x.passed != nil {
+		out.Header = x.passed
+	} else {
+		g.filter.strip(out.Header, x.trusted)
+	}
+	forward(out.Header, x.in, x.trusted)
 	g.cfg.Names.identify(out.Header, limpet.FromContext(x))
 	// An app that speaks h2c would let a client talk past the gateway.
 	if up := out.Header["Upgrade"]; up != nil && !(len(up) == 1 && strings.EqualFold(up[0], "websocket")) {

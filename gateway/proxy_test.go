@@ -16,6 +16,7 @@ import (
 	"net/textproto"
 	"net/url"
 	"runtime"
+	"slices"
 	"strings"
 	"sync/atomic"
 	"testing"
@@ -272,9 +273,12 @@ func TestSpoofedHeaders(t *testing.T) {
 		"X-Rpc-Sec-Dbcs-Accel-Pub-Id", "x", "Dpop", "x",
 		"Cf-Connecting-Ip", "6.6.6.6", "True-Client-Ip", "6.6.6.6", "X-Client-Ip", "6.6.6.6", "Client-Ip", "6.6.6.6", "X-Cluster-Client-Ip", "6.6.6.6",
 		"Fastly-Client-Ip", "6.6.6.6", "X-Azure-Clientip", "6.6.6.6", "Cf_Connecting_Ip", "7.7.7.7", "true.client_ip", "7.7.7.7", "X-Forwarded", "6.6.6.6",
-		"Connection", "Remote-User, Limpet-Level, X-Forwarded-For, keep-alive",
 	}
-	for _, trusted := range []bool{false, true} {
+	// The reverse proxy treats requests with headers for the connection, the
+	// gateway all others.
+	connection := []string{"Connection", "Remote-User, Limpet-Level, X-Forwarded-For, keep-alive"}
+	for i := range 4 {
+		trusted := i%2 == 1
 		cfg := gateway.Config{Names: gateway.Names{User: "X-User"}}
 		if trusted {
 			cfg.Trusted = []netip.Prefix{netip.MustParsePrefix("127.0.0.0/8")}
@@ -282,7 +286,11 @@ func TestSpoofedHeaders(t *testing.T) {
 		s := newSite(t, cfg)
 		b := s.browser(t)
 		b.Transport = http1(s)
-		_, e := s.ask(t, b, "GET", "/", nil, append(spoofed, "X-User", "root", "X_USER", "root", "X-Other", "kept")...)
+		sent := append(slices.Clone(spoofed), "X-User", "root", "X_USER", "root", "X-Other", "kept")
+		if i >= 2 {
+			sent = append(sent, connection...)
+		}
+		_, e := s.ask(t, b, "GET", "/", nil, sent...)
 		text := fmt.Sprint(e.Header)
 		if e.Header.Get("X-Other") != "kept" || e.Header.Get("Limpet-Level") != "none" || len(e.Header["Limpet-Level"]) != 1 {
 			t.Errorf("trusted %v: %s", trusted, text)
@@ -311,6 +319,28 @@ func TestSpoofedHeaders(t *testing.T) {
 	b.Transport = http1(s)
 	if _, e := s.ask(t, b, "GET", "/", nil, spoofed...); strings.Contains(fmt.Sprint(e.Header), "root") {
 		t.Errorf("%v", e.Header)
+	}
+}
+
+// TestHeadersForTheConnection: they are for the gateway, and with them those that
+// Connection names.
+func TestHeadersForTheConnection(t *testing.T) {
+	s := newSite(t, gateway.Config{})
+	for _, connection := range []string{"keep-alive", "Close", "X-Secret, close", "close\r\nConnection: X-Secret", "X-Secret\r\nTe: trailers", "close\r\nKeep-Alive: 5",
+		"close\r\nProxy-Authorization: Basic x", "close\r\nProxy-Connection: close", "close\r\nUpgrade: h2c", "close\r\nProxy-Authenticate: x"} {
+		before := s.requests()
+		s.raw(t, "GET / HTTP/1.1\r\nHost: x\r\nConnection: "+connection+"\r\nX-Secret: x\r\nX-Other: kept\r\n\r\nGET /last HTTP/1.1\r\nHost: x\r\nConnection: close\r\n\r\n")
+		s.mu.Lock()
+		h := s.seen[before].Header
+		s.mu.Unlock()
+		for _, name := range []string{"Connection", "Keep-Alive", "Proxy-Authorization", "Proxy-Authenticate", "Proxy-Connection", "Upgrade"} {
+			if h[name] != nil {
+				t.Errorf("%q: the app sees %s: %v", connection, name, h)
+			}
+		}
+		if named := strings.Contains(connection, "X-Secret"); h.Get("X-Other") != "kept" || h.Get("Limpet-Level") != "none" || named != (h["X-Secret"] == nil) {
+			t.Errorf("%q: the app sees %v", connection, h)
+		}
 	}
 }
 

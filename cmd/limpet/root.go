@@ -60,6 +60,7 @@ programs of the same user can read those.
 		serveCommand(),
 		gatewayCommand(),
 		agentCommand(),
+		benchCommand(),
 		loginCommand(),
 		requestCommand(),
 		logoutCommand(),

@@ -44,16 +44,39 @@ func (l *listener) Accept() (net.Conn, error) {
 	if err != nil {
 		return nil, err
 	}
-	return &Conn{c}, nil
+	return &Conn{Conn: c}, nil
 }
 
-// Conn is a connection that ends if its peer takes no bytes for a minute.
-type Conn struct{ net.Conn }
+// Conn is a connection that ends if its peer takes no bytes for a minute, or an
+// eighth less: to set a deadline costs more than to see that it is far enough away.
+type Conn struct {
+	net.Conn
+	armed atomic.Int64 // when the deadline was set, in nanoseconds since began; 0 if it is not ours
+}
+
+var began = time.Now()
 
 // Write implements [net.Conn].
 func (c *Conn) Write(p []byte) (int, error) {
-	c.SetWriteDeadline(time.Now().Add(stall))
+	now := time.Now()
+	since := int64(now.Sub(began))
+	if armed := c.armed.Load(); armed == 0 || since-armed > int64(stall/8) {
+		c.Conn.SetWriteDeadline(now.Add(stall))
+		c.armed.Store(since)
+	}
 	return c.Conn.Write(p)
+}
+
+// SetDeadline implements [net.Conn]. The next Write sets its own.
+func (c *Conn) SetDeadline(t time.Time) error {
+	c.armed.Store(0)
+	return c.Conn.SetDeadline(t)
+}
+
+// SetWriteDeadline implements [net.Conn], as SetDeadline does.
+func (c *Conn) SetWriteDeadline(t time.Time) error {
+	c.armed.Store(0)
+	return c.Conn.SetWriteDeadline(t)
 }
 
 // CloseWrite lets net/http end a connection so that its last answer arrives.

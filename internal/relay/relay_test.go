@@ -71,7 +71,7 @@ func TestStalledUpload(t *testing.T) {
 func TestStalledClient(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		ours, theirs := net.Pipe()
-		c := &Conn{ours}
+		c := &Conn{Conn: ours}
 		go io.CopyN(io.Discard, theirs, 4)
 		began := time.Now()
 		if _, err := c.Write([]byte("four")); err != nil {
@@ -84,4 +84,29 @@ func TestStalledClient(t *testing.T) {
 		ours.Close()
 		theirs.Close()
 	})
+}
+
+// TestStalledAfterHijack: the deadline that net/http takes away with a WebSocket's
+// connection comes back.
+func TestStalledAfterHijack(t *testing.T) {
+	for name, free := range map[string]func(*Conn) error{
+		"both":  func(c *Conn) error { return c.SetDeadline(time.Time{}) },
+		"write": func(c *Conn) error { return c.SetWriteDeadline(time.Time{}) },
+	} {
+		synctest.Test(t, func(t *testing.T) {
+			ours, theirs := net.Pipe()
+			c := &Conn{Conn: ours}
+			go io.CopyN(io.Discard, theirs, 4)
+			if _, err := c.Write([]byte("four")); err != nil {
+				t.Error(err)
+			}
+			free(c)
+			time.AfterFunc(2*stall, func() { ours.Close() })
+			began := time.Now()
+			if _, err := c.Write([]byte("more")); !errors.Is(err, os.ErrDeadlineExceeded) || time.Since(began) != stall {
+				t.Errorf("%s: %v after %v", name, err, time.Since(began))
+			}
+			theirs.Close()
+		})
+	}
 }

@@ -88,8 +88,9 @@ func (Wire) Extract(m *proof.Message, p *proof.Proof) (found bool, err error) {
 }
 
 func extract(m *proof.Message, p *proof.Proof) (found bool, err error) {
-	var in input
-	if found, err = read(m, p, &in); err != nil {
+	in := inputs.Get().(*input)
+	defer in.release()
+	if found, err = read(m, p, in); err != nil {
 		return false, err
 	}
 	delegation, err := value(m.Header, DelegationField)

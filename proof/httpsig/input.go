@@ -3,6 +3,7 @@ package httpsig
 import (
 	"strconv"
 	"strings"
+	"sync"
 	"time"
 
 	"github.com/limpet-auth/limpet/proof"
@@ -36,6 +37,23 @@ type input struct {
 	created                int64 // 0 if absent
 	nonce, keyID, alg, tag string
 	flaw                   string // why it cannot be a signature of ours, "" if it can
+}
+
+// inputs are for requests: two kilobytes on the stack of each connection, to be
+// cleared as a whole, would be in nobody's cache.
+var inputs = sync.Pool{New: func() any { return new(input) }}
+
+func (in *input) release() {
+	in.reset()
+	inputs.Put(in)
+}
+
+// reset makes in as new, by clearing what was set.
+func (in *input) reset() {
+	clear(in.components[:in.n])
+	clear(in.params[:in.np])
+	in.label, in.n, in.np, in.covers = "", 0, 0, 0
+	in.created, in.nonce, in.keyID, in.alg, in.tag, in.flaw = 0, "", "", "", "", ""
 }
 
 // cover is a set of components that matter to us.
@@ -133,8 +151,8 @@ func (in *input) next(s *scanner) (done, ok bool) {
 	if done || !ok {
 		return done, ok
 	}
-	in.label, in.n, in.np, in.covers = label, 0, 0, 0
-	in.created, in.nonce, in.keyID, in.alg, in.tag, in.flaw = 0, "", "", "", "", ""
+	in.reset()
+	in.label = label
 	switch {
 	case !s.skip('='):
 		in.flawed("a member of Signature-Input that is no inner list")
