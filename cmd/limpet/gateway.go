@@ -341,6 +341,15 @@ func (g *gatewayFlags) run(cmd *cobra.Command) (err error) {
 	}
 	handler := http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) { now.Load().ServeHTTP(w, r) })
 	server := gateway.NewServer(g.operator.traced(handler), log)
+	if g.forwardAuth != "" {
+		asked, err := net.Listen("tcp", g.forwardAuth)
+		if err != nil {
+			return fmt.Errorf("cannot listen for forward-auth: %w", err)
+		}
+		defer asked.Close()
+		servers[asked] = forwardAuthServer(&now, log)
+		note("forward-auth on http://%s; through the gateway itself go %s", asked.Addr(), strings.Join(first.Elsewhere(), ", "))
+	}
 	var urls []string
 	for _, l := range listeners {
 		defer l.Close()
@@ -353,15 +362,6 @@ func (g *gatewayFlags) run(cmd *cobra.Command) (err error) {
 		servers[l] = server
 		note("listening on %s", url)
 		urls = append(urls, url)
-	}
-	if g.forwardAuth != "" {
-		asked, err := net.Listen("tcp", g.forwardAuth)
-		if err != nil {
-			return fmt.Errorf("cannot listen for forward-auth: %w", err)
-		}
-		defer asked.Close()
-		servers[asked] = forwardAuthServer(&now, log)
-		note("forward-auth on http://%s; through the gateway itself go %s", asked.Addr(), strings.Join(first.Elsewhere(), ", "))
 	}
 	ready("listening on " + strings.Join(urls, ", "))
 	return serveAll(cmd.Context(), log, servers)
