@@ -83,6 +83,7 @@ class App(http.server.BaseHTTPRequestHandler):
 
 
 if __name__ == "__main__":
+    http.server.ThreadingHTTPServer.request_queue_size = 1024  # else 5 connections wait
     server = http.server.ThreadingHTTPServer(("127.0.0.1", int(sys.argv[1])), App)
     server.daemon_threads = True
     server.handle_error = lambda *_: None  # who goes away is none
