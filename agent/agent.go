@@ -292,6 +292,7 @@ func (a *Agent) answered(x *exchange, resp *http.Response) {
 	case x.logout && (resp.StatusCode/100 == 2 || resp.StatusCode >= 301 && resp.StatusCode <= 303):
 		a.forget(x, "logged out")
 	case resp.Header[httpsig.KeyField] != nil: // the app may have replaced the token
+		a.use(x.session.Key)
 		a.note()
 	default:
 		a.use(x.session.Key)

@@ -400,6 +400,15 @@ func TestBodies(t *testing.T) {
 		}
 		resp.Body.Close()
 	}
+	// Anybody can have a login read.
+	for _, size := range []int{1 << 20, 1<<20 + 1} {
+		for name, r := range map[string]io.Reader{"length": bytes.NewReader(make([]byte, size)), "chunks": struct{ io.Reader }{bytes.NewReader(make([]byte, size))}} {
+			_, text := stranger.do(t, "POST", a.url+"/login", r)
+			if refused := strings.Contains(text, "larger than the agent keeps"); refused != (size > 1<<20) {
+				t.Errorf("a login of %d bytes by %s: %s", size, name, text)
+			}
+		}
+	}
 	a.stop()
 	if left, err := filepath.Glob(filepath.Join(os.TempDir(), "limpet-body-*")); len(left) > 0 || err != nil {
 		t.Errorf("%q %v", left, err)

@@ -3,7 +3,6 @@ package agent
 import (
 	"bytes"
 	"errors"
-	"fmt"
 	"io"
 	"net/http"
 	"os"
@@ -11,10 +10,11 @@ import (
 
 const (
 	maxMemory = 1 << 20 // bytes of a body that are kept in memory
-	maxBody   = 1 << 30 // bytes of a body; those over maxMemory are in a file
+	maxBody   = 1 << 30 // bytes of a session's; those over maxMemory are in a file
+	maxLogin  = 1 << 20 // bytes of a login's, which anybody can send
 )
 
-var errBodyLarge = fmt.Errorf("a body of a session over %d bytes", maxBody)
+var errBodyLarge = errors.New("a body over the limit")
 
 // kept is a body that was read before the request goes out: a proof covers its
 // digest, which stands before it, and a refused request is sent again.
@@ -27,7 +27,11 @@ type kept struct {
 // keepBody reads the request's body and puts it back as one that can be read
 // again.
 func (x *exchange) keepBody(r *http.Request) error {
-	if r.ContentLength > maxBody {
+	limit := int64(maxBody)
+	if x.login {
+		limit = maxLogin
+	}
+	if r.ContentLength > limit {
 		return errBodyLarge
 	}
 	var start bytes.Buffer
@@ -37,7 +41,7 @@ func (x *exchange) keepBody(r *http.Request) error {
 	}
 	x.kept = &kept{bytes: start.Bytes(), size: n}
 	if n == maxMemory {
-		if err := x.kept.spill(r.Body); err != nil {
+		if err := x.kept.spill(r.Body, limit); err != nil {
 			return err
 		}
 	}
@@ -55,15 +59,16 @@ func (x *exchange) keepBody(r *http.Request) error {
 	return nil
 }
 
-// spill moves the bytes to a file, and what is left of the body with them.
-func (k *kept) spill(rest io.Reader) (err error) {
+// spill moves the bytes to a file, and what is left of the body with them: limit
+// bytes in all.
+func (k *kept) spill(rest io.Reader, limit int64) (err error) {
 	if k.file, err = os.CreateTemp("", "limpet-body-*"); err != nil { // mode 0600
 		return err
 	}
 	os.Remove(k.file.Name()) // where an open file cannot be removed, Close does it
-	k.size, err = io.Copy(k.file, io.MultiReader(bytes.NewReader(k.bytes), io.LimitReader(rest, maxBody+1-k.size)))
+	k.size, err = io.Copy(k.file, io.MultiReader(bytes.NewReader(k.bytes), io.LimitReader(rest, limit+1-k.size)))
 	k.bytes = nil
-	if err == nil && k.size > maxBody {
+	if err == nil && k.size > limit {
 		err = errBodyLarge
 	}
 	return err

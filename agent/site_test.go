@@ -59,6 +59,13 @@ func newSite(t testing.TB, bearer bool, rule ...limpet.Rule) *site {
 	t.Helper()
 	s := &site{ServeMux: http.NewServeMux(), log: new(lockedBuffer), sessions: make(map[string]string)}
 	s.HandleFunc("POST /login", func(w http.ResponseWriter, r *http.Request) {
+		if lang := r.FormValue("lang"); lang != "" { // which says nothing of who is there
+			http.SetCookie(w, &http.Cookie{Name: "lang", Value: lang, Path: "/"})
+		}
+		if r.FormValue("password") != "secret" && r.FormValue("lang") != "" {
+			http.Redirect(w, r, "/login", http.StatusSeeOther) // with a form that says what was wrong
+			return
+		}
 		if r.FormValue("password") != "secret" {
 			http.Error(w, "wrong password", http.StatusForbidden)
 			return

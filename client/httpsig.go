@@ -95,22 +95,42 @@ func (w *httpsigWire) begin(out *try) (challenge string) {
 }
 
 // bound reads what the server says of itself and the session. A proxy may have
-// dropped that, then the server is asked.
-func (w *httpsigWire) bound(out *try, resp *http.Response) bool {
-	text, err := header(resp.Header, httpsig.KeyField)
-	if err == nil && text != "" {
-		if server, id, err := httpsig.ParseServer(text); err == nil {
-			w.site.learn(server)
-			if id != nil {
-				w.mu.Lock()
-				w.id = id
-				w.mu.Unlock()
-				return true
+// dropped that, then the server is asked. What else a login sets, others may have
+// as well ("lang=en"): their requests would pass for the session's.
+func (w *httpsigWire) bound(out *try, resp *http.Response, tokens []tokenHash) []tokenHash {
+	if server, id := told(resp); id != nil {
+		w.site.learn(server)
+		w.mu.Lock()
+		w.id = id
+		w.mu.Unlock()
+		if slices.Contains(tokens, tokenHash(*id)) {
+			return []tokenHash{*id}
+		}
+		for _, c := range resp.Cookies() {
+			if hashOf(plainCookie(c.Value)) == *id {
+				return []tokenHash{hashOf(c.Value)}
 			}
 		}
+		// The token is where nobody looks for it: in "data.token" of the answer.
+		return append(tokens[:min(len(tokens), maxTokens-1)], *id)
+	} else if server != nil {
+		w.site.learn(server)
 	}
-	// Without an answer, which is no answer of this kind, nothing is given up.
-	return !errors.Is(w.site.ask(out), errNoLimpet) || w.site.server.Load() != nil
+	if len(tokens) == 0 {
+		return nil
+	}
+	err := w.site.ask(out)
+	if errors.Is(err, errNoLimpet) && w.site.server.Load() == nil {
+		return nil
+	}
+	if place := w.site.token.Load(); err == nil && place != nil && place.cookie != "" {
+		return slices.DeleteFunc(tokens, func(token tokenHash) bool {
+			return !slices.ContainsFunc(resp.Cookies(), func(c *http.Cookie) bool {
+				return strings.EqualFold(c.Name, place.cookie) && hashOf(c.Value) == token
+			})
+		})
+	}
+	return tokens // without an answer, which is no answer of this kind, nothing is given up
 }
 
 // httpsigOffer is the device key in one sending of a login.
@@ -247,23 +267,23 @@ func (p *httpsigProof) answered(resp *http.Response, err error, _ time.Time) err
 	return nil
 }
 
-// told returns the session that an answer says it has bound, nil if it says none.
-func told(resp *http.Response) *[sha256.Size]byte {
+// told returns what an answer says of the server, and the session that it has
+// bound; nil for what it does not say.
+func told(resp *http.Response) (server *proof.Server, session *[sha256.Size]byte) {
 	text, err := header(resp.Header, httpsig.KeyField)
 	if err != nil || text == "" {
-		return nil
+		return nil, nil
 	}
-	_, id, err := httpsig.ParseServer(text)
-	if err != nil {
-		return nil
+	if server, session, err = httpsig.ParseServer(text); err != nil {
+		return nil, nil
 	}
-	return id
+	return server, session
 }
 
 // follow goes on with the token that an answer sets, if the server says that it
 // is the session's from now on.
 func (w *httpsigWire) follow(resp *http.Response) {
-	id := told(resp)
+	_, id := told(resp)
 	if id == nil {
 		return
 	}

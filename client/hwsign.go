@@ -83,7 +83,7 @@ func (w *hwsignWire) offer(out *try, old *session) (sent, error) {
 }
 
 // bound: the wire does not say.
-func (w *hwsignWire) bound(*try, *http.Response) bool { return true }
+func (w *hwsignWire) bound(_ *try, _ *http.Response, tokens []tokenHash) []tokenHash { return tokens }
 
 func (w *hwsignWire) describe(saved *Session) { saved.Wire = w.on.String() }
 

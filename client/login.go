@@ -7,7 +7,6 @@ import (
 	"net/http"
 	"net/url"
 	"path"
-	"slices"
 	"strings"
 	"time"
 
@@ -90,12 +89,7 @@ func (t *transport) login(old *session, req *http.Request) (*http.Response, erro
 		return s.wire.offer(out, old)
 	})
 	if err == nil {
-		tokens := learn(resp)
-		// The token may be where nobody looks for it: in "data.token" of the answer.
-		if id := told(resp); id != nil && len(tokens) < maxTokens && !slices.Contains(tokens, *id) {
-			tokens = append(tokens, *id)
-		}
-		if len(tokens) > 0 && s.wire.bound(last, resp) {
+		if tokens := s.wire.bound(last, resp, learn(resp)); len(tokens) > 0 {
 			s.tokens.Store(&tokens)
 			c.add(ctx, s)
 			return resp, nil

@@ -42,9 +42,9 @@ type wire interface {
 	// returns nil if there is nothing to be learned from the answer but tokens.
 	offer(out *try, old *session) (sent, error)
 
-	// bound reads the answer to a login that succeeded, and reports whether the
-	// server may have bound the session.
-	bound(out *try, resp *http.Response) bool
+	// bound reads the answer to a login, and returns which of the tokens in it are
+	// the session's: none if the server has not bound it, all if it cannot be told.
+	bound(out *try, resp *http.Response, tokens []tokenHash) []tokenHash
 
 	// prove adds a proof to a request.
 	prove(out *try) (sent, error)

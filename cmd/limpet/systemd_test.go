@@ -51,6 +51,7 @@ func startService(t *testing.T, pid string, sockets []*os.File, names string, ar
 	// Only a shell knows the process that it becomes.
 	s.cmd = exec.Command("sh", append([]string{"-c", `LISTEN_PID=${LISTEN_PID:-$$} exec "$0" "$@"`, limpet}, args...)...)
 	s.cmd.Env = []string{"PATH=" + os.Getenv("PATH"), "HOME=" + dir, "NOTIFY_SOCKET=" + socket, "GORACE=atexit_sleep_ms=20",
+		"GOTRACEBACK=" + os.Getenv("GOTRACEBACK"),
 		"LISTEN_PID=" + pid, "LISTEN_FDS=" + strconv.Itoa(len(sockets)), "LISTEN_FDNAMES=" + names}
 	s.cmd.ExtraFiles, s.cmd.Stderr = sockets, s.log
 	if err := s.cmd.Start(); err != nil {
@@ -229,6 +230,35 @@ func TestSocketsOfAnother(t *testing.T) {
 		if code != 1 || !strings.Contains(log, c.says) {
 			t.Errorf("%s: exit code %d, %q, want %q", c.name, code, log, c.says)
 		}
+	}
+}
+
+// TestCrash: a crash does not look to systemd like wrong settings, after which it
+// would leave the service down. Go ends with 2 for both.
+func TestCrash(t *testing.T) {
+	text, err := os.ReadFile(filepath.Join("..", "..", "packaging", "systemd", "limpet-gateway.service"))
+	if err != nil {
+		t.Fatal(err)
+	}
+	unit := func(name string) (values []string) {
+		for _, m := range regexp.MustCompile(`(?m)^`+name+`=(.*)$`).FindAllStringSubmatch(string(text), -1) {
+			values = append(values, m[1])
+		}
+		return values
+	}
+	stays := unit("RestartPreventExitStatus")
+	if len(stays) != 1 || stays[0] != strconv.Itoa(exitUsage) {
+		t.Errorf("the service stays down after %q", stays)
+	}
+	for _, setting := range unit("Environment") {
+		name, value, _ := strings.Cut(setting, "=")
+		t.Setenv(name, value)
+	}
+	s := startService(t, "", nil, "", "gateway", "--upstream", "http://127.0.0.1:1", "--session-cookie", "sid", "--store", "mem:", "--listen", "127.0.0.1:0")
+	s.told(t)
+	s.cmd.Process.Signal(syscall.SIGQUIT) // on which Go does as after a panic
+	if code, log := s.ended(t); code != -1 || !s.cmd.ProcessState.Sys().(syscall.WaitStatus).Signaled() {
+		t.Errorf("exit code %d\n%.300s", code, log)
 	}
 }
 

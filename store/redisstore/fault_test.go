@@ -501,8 +501,15 @@ func TestSlotsMove(t *testing.T) {
 		defer cancel()
 		time.Sleep(200 * time.Millisecond)
 		for _, way := range [][2]*redisServer{{from, to}, {to, from}} {
-			out := from.try("--cluster", "reshard", from.addr(), "--cluster-from", way[0].do("cluster", "myid"), "--cluster-to", way[1].do("cluster", "myid"),
-				"--cluster-slots", "600", "--cluster-yes", "--cluster-pipeline", "100")
+			out := ""
+			for range 50 { // until all nodes know of the slots that moved before
+				out = from.try("--cluster", "reshard", from.addr(), "--cluster-from", way[0].do("cluster", "myid"), "--cluster-to", way[1].do("cluster", "myid"),
+					"--cluster-slots", "600", "--cluster-yes", "--cluster-pipeline", "100")
+				if !strings.Contains(out, "Nodes don't agree") {
+					break
+				}
+				time.Sleep(100 * time.Millisecond)
+			}
 			if strings.Contains(out, "ERR") || !strings.Contains(out, "Moving slot") {
 				t.Errorf("resharding: %s", out)
 			}
