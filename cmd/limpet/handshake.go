@@ -273,8 +273,8 @@ const acceptAgain = time.Second // later, when out of file descriptors
 // serveConns handles connections until ctx is done, then lets go of them. If no
 // more can come it lets go of those that are left after a while.
 func serveConns(ctx context.Context, log *slog.Logger, l net.Listener, handle func(net.Conn)) error {
-	ctx, cancel := context.WithCancel(ctx)
-	defer cancel()
+	held, release := context.WithCancel(ctx)
+	defer release()
 	var conns sync.WaitGroup
 	defer conns.Wait()
 	for {
@@ -291,11 +291,11 @@ func serveConns(ctx context.Context, log *slog.Logger, l net.Listener, handle fu
 			continue
 		}
 		if err != nil {
-			time.AfterFunc(drain, cancel)
-			return ended(ctx, err)
+			time.AfterFunc(drain, release)
+			return ended(ctx, err) // of held this may not be true yet
 		}
 		conns.Go(func() {
-			defer context.AfterFunc(ctx, func() { reset(conn) })()
+			defer context.AfterFunc(held, func() { reset(conn) })()
 			handle(conn)
 		})
 	}

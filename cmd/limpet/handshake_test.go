@@ -89,3 +89,20 @@ func TestAcceptFails(t *testing.T) {
 		}
 	})
 }
+
+// TestServeInterrupted: that the listener is closed because the command is to end
+// is no error, whichever of the two is heard of first.
+func TestServeInterrupted(t *testing.T) {
+	for range 300 {
+		l, err := net.Listen("tcp", "127.0.0.1:0")
+		if err != nil {
+			t.Fatal(err)
+		}
+		ctx, cancel := context.WithCancel(t.Context())
+		context.AfterFunc(ctx, func() { l.Close() })
+		go cancel()
+		if err := serveConns(ctx, slog.New(slog.DiscardHandler), l, func(net.Conn) {}); err != nil {
+			t.Fatal(err)
+		}
+	}
+}
