@@ -42,10 +42,11 @@ func (g *Guard) notElsewhere(ctx context.Context, m *proof.Message, token string
 // elsewhere returns what apps may take for the session's token besides token,
 // which is in its place: parameters of the path, as servlet containers do, and of
 // the query (RFC 6750, 2.3), and what follows any scheme in Authorization, or
-// none: many apps cut off a scheme without looking at it.
+// none: many apps cut off a scheme without looking at it. One more than
+// maxElsewhere are too many, and there it stops.
 func (s Session) elsewhere(m *proof.Message, token string) (found []string) {
 	add := func(other string) {
-		if other != "" && other != token && len(other) <= maxToken && spellable(s.canonical(other)) && !slices.Contains(found, other) {
+		if len(found) <= maxElsewhere && other != "" && other != token && len(other) <= maxToken && spellable(s.canonical(other)) && !slices.Contains(found, other) {
 			found = append(found, other)
 		}
 	}

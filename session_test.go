@@ -1,6 +1,7 @@
 package limpet
 
 import (
+	"fmt"
 	"net/http"
 	"net/url"
 	"slices"
@@ -206,4 +207,17 @@ func FuzzDecodeEphemeral(f *testing.F) {
 			t.Fatal("a key that is neither or both of a MAC and a signing key")
 		}
 	})
+}
+
+// TestElsewhereIsBounded: who is refused for too many tokens costs no more than
+// those that are looked up.
+func TestElsewhereIsBounded(t *testing.T) {
+	var query strings.Builder
+	for i := range 4000 {
+		fmt.Fprintf(&query, "&sid=%d", i)
+	}
+	m := &proof.Message{Path: "/;" + strings.ReplaceAll(query.String(), "&", ";"), RawQuery: query.String()}
+	if n := len(Cookie("sid").elsewhere(m, "")); n != maxElsewhere+1 {
+		t.Errorf("%d tokens are compared, want %d", n, maxElsewhere+1)
+	}
 }

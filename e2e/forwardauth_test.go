@@ -520,6 +520,23 @@ func TestForwardAuth(t *testing.T) {
 				t.Errorf("once more: %s %s", resp.Status, text)
 			}
 		})
+		t.Run("upgrade past Limpet", func(t *testing.T) { // an app that speaks h2c would take any request behind it
+			host := "Host: " + strings.TrimPrefix(b.url, "https://")
+			for _, lines := range [][]string{{"Upgrade: h2c"}, {"Upgrade: H2C"}, {"Upgrade: websocket, h2c"}, {"Upgrade: h2c", "Upgrade: websocket"}, {"Upgrade: websocket", "Upgrade: h2c"}} {
+				for _, path := range []string{"/page", "/login"} {
+					before := b.app.seen()
+					status, text := b.raw(t, append([]string{"GET " + path + " HTTP/1.1", host, "HTTP2-Settings: AAMAAABkAAQAoAAAAAIAAAAA", "Connection: Upgrade, HTTP2-Settings"}, lines...)...)
+					if b.app.seen() == before && status == 403 {
+						continue
+					}
+					if status != 200 || !strings.HasPrefix(text, "{") {
+						t.Errorf("%s %q: %d %s", path, lines, status, text)
+					} else if up := sightOf(t, text).Header["Upgrade"]; len(up) > 0 && (len(up) > 1 || up[0] != "websocket") {
+						t.Errorf("%s %q: the app is asked to upgrade to %q", path, lines, up)
+					}
+				}
+			}
+		})
 		t.Run("thief", func(t *testing.T) {
 			refused(t, b.request(t, "GET", "/me", "", stolen), 401, "proof_required")
 			refused(t, b.request(t, "POST", "/admin/", "x", stolen), 401, "proof_required")
@@ -590,6 +607,16 @@ func TestForwardAuth(t *testing.T) {
 					if n := b.app.seen() - before; resp.StatusCode != 200 && n > 0 {
 						t.Errorf("%q: %s, and the app saw it", h, resp.Status)
 					}
+				}
+			}
+			// The gateway trusts the proxy, which must not hand on what a client says.
+			host := "Host: " + strings.TrimPrefix(b.url, "https://")
+			for _, path := range []string{"/login", "/logout", "/page"} {
+				if _, text := b.raw(t, "GET "+path+" HTTP/1.1", host, "X-Forwarded-Host: elsewhere", "Forwarded: host=elsewhere", "X-Forwarded-For: 6.6.6.6"); strings.Contains(text, "elsewhere") || strings.Contains(text, "6.6.6.6") {
+					t.Errorf("%s: the app sees %s", path, text)
+				}
+				if _, text := b.raw(t, "GET "+path+" HTTP/1.1", host, "X-Original-URL: /admin/", "X-Rewrite-URL: /admin/", "X.Forwarded.Host: /admin/"); strings.Contains(text, "admin") {
+					t.Errorf("%s: the app sees %s", path, text)
 				}
 			}
 			// What Connection names is taken off by proxies, also if it is ours.
@@ -936,5 +963,20 @@ func TestForwardAuthEnvoy(t *testing.T) {
 	}
 	if code := g.ended(t); code != 0 {
 		t.Errorf("exit code %d\n%s", code, g.out)
+	}
+}
+
+// TestForwardAuthBehindCDN: also where Caddy believes what others in front of it say
+// of the request, Limpet is asked about the host that the app gets.
+func TestForwardAuthBehindCDN(t *testing.T) {
+	b := startBeside(t, "caddy", strings.NewReplacer("method GET", "method GET\n\t\t\t\ttrusted_proxies private_ranges"), "--store", "mem:")
+	owner, sees := b.person(t, &httpsigWire)
+	if owner.login(t, "alice", "secret") == "" {
+		t.Fatal("no session")
+	}
+	caught := held(t, owner, sees, "/me")
+	caught.Header.Set("X-Forwarded-Host", "elsewhere.example.com")
+	if resp, text := b.send(t, caught); resp.StatusCode != 200 || "https://"+sightOf(t, text).Host != b.url {
+		t.Errorf("%s %s", resp.Status, text)
 	}
 }

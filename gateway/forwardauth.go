@@ -62,6 +62,9 @@ func (g *Gateway) ask(ctx context.Context, q *Question, a *Answer) error {
 	if name := g.filter.smuggled(r.Header); name != "" {
 		return g.turnAway(ctx, q, fmt.Errorf("the client sends %.64q, which is not its to say", name))
 	}
+	if upgrades(r.Header) { // what came behind it nobody would ask about
+		return g.turnAway(ctx, q, errors.New("the client asks for another protocol than WebSocket, and the proxy would hand that on"))
+	}
 	rule, err := g.answerable(r)
 	if err != nil {
 		return err

@@ -174,7 +174,7 @@ func TestSpoofedQuestions(t *testing.T) {
 		for name, status := range map[string]int{
 			"X-User": 403, "X_user": 403, "X_User": 403, "Remote-User": 403, "Remote_user": 403, "Remote.User": 403, "Remote-Groups": 403,
 			"Limpet-Level": 403, "Limpet_Level": 403, "Limpet-Anything": 403, "Limpet_Session": 403, "Limpet-Client-Name": 403, "X_Rpc_Sec_Data": 403,
-			"X-Original-Host": 403, "X_Original_Url": 403, "X-Rewrite-Url": 403, "X_Forwarded_Uri": 403, "X_real_ip": 403,
+			"X-Original-Host": 403, "X_Original_Url": 403, "X-Rewrite-Url": 403, "X_Forwarded_Uri": 403, "X_real_ip": 403, "X.forwarded.host": 403, "True.client.ip": 403,
 			"Limpet-Session": 401, // the wire's own: nobody's session here
 			"Limpet-Device":  200, "Limpet-Delegation": 200, "X-Rpc-Sec-Bound-Token-Data": 200, "Dpop": 200,
 			"X-Forwarded-For": 200, "X-Real-Ip": 200, "X-Users": 200, "Accept": 200,
@@ -330,6 +330,30 @@ func TestBoundTokenInAQuestionsURL(t *testing.T) {
 			method, path, headers := dialect(kind, "GET", "app.example.com", target)
 			if w := asks(s.Gateway, method, path, headers...); w.Code != status {
 				t.Errorf("%s: %s: %d %s, want %d", kind, target, w.Code, w.Body, status)
+			}
+		}
+	}
+}
+
+// TestUpgradesAskedAbout: a proxy that hands on an upgrade to h2c hands on all that
+// comes behind it, unasked.
+func TestUpgradesAskedAbout(t *testing.T) {
+	s := newSite(t, gateway.Config{Trusted: proxies})
+	for _, kind := range dialects {
+		method, path, headers := dialect(kind, "GET", "app.example.com", "/page")
+		for _, tc := range []struct {
+			status int
+			sent   []string
+		}{
+			{403, []string{"h2c"}}, {403, []string{"H2C"}}, {403, []string{"websocket, h2c"}}, {403, []string{"websocket", "h2c"}}, {403, []string{"TLS/1.0"}},
+			{200, []string{"websocket"}}, {200, []string{"WebSocket"}},
+		} {
+			asked := append(slices.Clone(headers), "Connection", "Upgrade")
+			for _, value := range tc.sent {
+				asked = append(asked, "Upgrade", value)
+			}
+			if w := asks(s.Gateway, method, path, asked...); w.Code != tc.status {
+				t.Errorf("%s: %q: %d %s, want %d", kind, tc.sent, w.Code, w.Body, tc.status)
 			}
 		}
 	}

@@ -96,6 +96,10 @@ var addresses = []string{"client_ip", "x_client_ip", "x_clientip", "true_client_
 	"do_connecting_ip", "oxygen_client_ip", "x_envoy_external_address", "x_remote_ip", "x_remote_addr", "x_originating_ip", "x_proxyuser_ip",
 	"proxy_client_ip", "wl_proxy_client_ip", "x_forwarded"}
 
+// targets are those of forwarded by which some apps take another target than the
+// request's own, which has the rule. Proxies hand on a client's, so nobody says them.
+var targets = []string{"x_original_url", "x_original_uri", "x_original_path", "x_original_method", "x_rewrite_"}
+
 // filter knows which headers of a client's do not reach the app.
 type filter struct {
 	exact map[string]bool // whether trusted proxies may say them
@@ -199,7 +203,7 @@ func (f *filter) drops(name string, signed, trusted bool) bool {
 			return true
 		}
 		if begins(string(text), forwarded) {
-			return !trusted || strings.IndexByte(name, '_') >= 0
+			return !trusted || odd(name) || begins(string(text), targets)
 		}
 	case 's':
 		if signed && (string(text) == "signature" || string(text) == "signature_input") {
@@ -207,7 +211,18 @@ func (f *filter) drops(name string, signed, trusted bool) bool {
 		}
 	}
 	proxys, listed := f.exact[string(text)]
-	return listed && !(proxys && trusted && strings.IndexByte(name, '_') < 0)
+	return listed && !(proxys && trusted && !odd(name))
+}
+
+// odd reports whether a name is spelled as proxies do not spell theirs, so that they
+// leave a client's alone: CGI takes "." and "_" for "-".
+func odd(name string) bool {
+	for i := range len(name) {
+		if name[i] != '-' && normalByte(name[i]) == '_' {
+			return true
+		}
+	}
+	return false
 }
 
 func begins(text string, with []string) bool {
@@ -241,7 +256,7 @@ func (n *Names) identify(h http.Header, b *limpet.Binding) {
 func forward(out http.Header, in *http.Request, trusted bool) {
 	if trusted {
 		for name, values := range in.Header {
-			if begins(normal(name), forwarded) && strings.IndexByte(name, '_') < 0 {
+			if text := normal(name); begins(text, forwarded) && !begins(text, targets) && !odd(name) {
 				out[name] = slices.Clone(values)
 			}
 		}

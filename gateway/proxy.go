@@ -77,7 +77,7 @@ func (g *Gateway) rewrite(pr *httputil.ProxyRequest) {
 	forward(out.Header, x.in, x.trusted)
 	g.cfg.Names.identify(out.Header, limpet.FromContext(x))
 	// An app that speaks h2c would let a client talk past the gateway.
-	if up := out.Header["Upgrade"]; up != nil && !(len(up) == 1 && strings.EqualFold(up[0], "websocket")) {
+	if upgrades(out.Header) {
 		delete(out.Header, "Upgrade")
 		delete(out.Header, "Connection")
 	}
@@ -102,6 +102,12 @@ func (g *Gateway) rewrite(pr *httputil.ProxyRequest) {
 		}
 		x.upload.Trailer = out.Trailer
 	}
+}
+
+// upgrades reports whether a request asks for another protocol than WebSocket.
+func upgrades(h http.Header) bool {
+	up := h["Upgrade"]
+	return up != nil && !(len(up) == 1 && strings.EqualFold(up[0], "websocket"))
 }
 
 // modify looks at an answer before the client does.

@@ -273,6 +273,8 @@ func TestSpoofedHeaders(t *testing.T) {
 		"X-Rpc-Sec-Dbcs-Accel-Pub-Id", "x", "Dpop", "x",
 		"Cf-Connecting-Ip", "6.6.6.6", "True-Client-Ip", "6.6.6.6", "X-Client-Ip", "6.6.6.6", "Client-Ip", "6.6.6.6", "X-Cluster-Client-Ip", "6.6.6.6",
 		"Fastly-Client-Ip", "6.6.6.6", "X-Azure-Clientip", "6.6.6.6", "Cf_Connecting_Ip", "7.7.7.7", "true.client_ip", "7.7.7.7", "X-Forwarded", "6.6.6.6",
+		"X.Forwarded.For", "7.7.7.7", "x-forwarded.host", "7.7.7.7", "X~Real~Ip", "7.7.7.7", "Cf.Connecting.Ip", "7.7.7.7", // of no proxy's making
+		"X-Original-Host", "asked.example.com",
 	}
 	// The reverse proxy treats requests with headers for the connection, the
 	// gateway all others.
@@ -300,13 +302,14 @@ func TestSpoofedHeaders(t *testing.T) {
 				t.Errorf("trusted %v: %s reached the app: %s", trusted, bad, text)
 			}
 		}
-		want := map[string]string{"X-Forwarded-For": "127.0.0.1", "X-Forwarded-Proto": "https", "X-Forwarded-Host": e.Host, "X-Real-Ip": "", "X-Forwarded-Prefix": ""}
+		want := map[string]string{"X-Forwarded-For": "127.0.0.1", "X-Forwarded-Proto": "https", "X-Forwarded-Host": e.Host, "X-Real-Ip": "", "X-Forwarded-Prefix": "", "X-Original-Host": ""}
 		if trusted {
-			want = map[string]string{"X-Forwarded-For": "6.6.6.6, 127.0.0.1", "X-Forwarded-Proto": "gopher", "X-Forwarded-Host": "evil", "X-Real-Ip": "6.6.6.6", "X-Forwarded-Prefix": "/evil"}
+			want = map[string]string{"X-Forwarded-For": "6.6.6.6, 127.0.0.1", "X-Forwarded-Proto": "gopher", "X-Forwarded-Host": "evil", "X-Real-Ip": "6.6.6.6", "X-Forwarded-Prefix": "/evil", "X-Original-Host": "asked.example.com"}
 		}
 		if from := strings.Count(text, "6.6.6.6"); strings.Contains(text, "7.7.7.7") || !trusted && from > 0 || trusted && from != 11 {
 			t.Errorf("trusted %v: %s", trusted, text)
 		}
+		want["X-Original-Url"], want["X-Rewrite-Url"] = "", "" // another target than the one that has the rule
 		for name, value := range want {
 			if got := strings.Join(e.Header[name], "|"); got != value {
 				t.Errorf("trusted %v: %s: %q, want %q", trusted, name, got, value)
