@@ -35,6 +35,7 @@ type benchGateway struct {
 	requests    int
 	connections int
 	store       string
+	wire        string
 	json        bool
 }
 
@@ -70,6 +71,7 @@ rounds, not the times. CPU time is told on Unix, memory on Linux.`,
 	f.IntVar(&b.requests, "requests", 400_000, "how `many` requests each server gets under full load, over all rounds")
 	f.IntVar(&b.connections, "connections", 64, "how `many` connections send at the same time, each with a session of its own")
 	choiceVar(cmd, &b.store, "store", "the gateway's store, in memory or in a file", "mem", "bolt")
+	choiceVar(cmd, &b.wire, "wire", "how requests are proven", "httpsig", "hw-sign")
 	yesNoVar(cmd, &b.json, "json", "print the figures as JSON, with the memory after each round")
 	return cmd
 }
@@ -79,7 +81,7 @@ func (b *benchGateway) run(ctx context.Context) (err error) {
 	if err != nil {
 		return fmt.Errorf("bench: %w", err)
 	}
-	cfg := gatewaybench.Config{Rounds: b.rounds, Requests: b.requests, Connections: b.connections}
+	cfg := gatewaybench.Config{Rounds: b.rounds, Requests: b.requests, Connections: b.connections, Wire: wires[b.wire]}
 	if err := cfg.Check(); err != nil {
 		return usage("%w", err)
 	}
@@ -118,7 +120,7 @@ func (b *benchGateway) run(ctx context.Context) (err error) {
 		e.SetIndent("", "  ")
 		err = e.Encode(r)
 	} else {
-		err = printBench(os.Stdout, r, b.store)
+		err = printBench(os.Stdout, r, b.store, b.wire)
 	}
 	if err != nil {
 		return fmt.Errorf("bench: %w", err)
@@ -126,7 +128,7 @@ func (b *benchGateway) run(ctx context.Context) (err error) {
 	return nil
 }
 
-func printBench(out io.Writer, r *gatewaybench.Report, store string) error {
+func printBench(out io.Writer, r *gatewaybench.Report, store, wire string) error {
 	told := func(format string, v float64) string {
 		if v == 0 {
 			return "not told"
@@ -135,7 +137,7 @@ func printBench(out io.Writer, r *gatewaybench.Report, store string) error {
 	}
 	mib := func(n int64) string { return told("%.1f MiB", float64(n)/(1<<20)) }
 	w := tabwriter.NewWriter(out, 0, 0, 2, ' ', 0)
-	fmt.Fprintf(w, "%d requests to each server in %d rounds, %d connections, store %s; %s on %d CPUs\n\n", r.Requests, r.Rounds, r.Connections, store, r.Go, r.CPUs)
+	fmt.Fprintf(w, "%d requests to each server in %d rounds, %d connections, store %s, wire %s; %s on %d CPUs\n\n", r.Requests, r.Rounds, r.Connections, store, wire, r.Go, r.CPUs)
 	fmt.Fprintln(w, "SERVER\tCPU/REQUEST\tREQUESTS/S\tP50, P99 FULL LOAD\tP50, P99 HALF LOAD")
 	for _, s := range r.Servers {
 		fmt.Fprintf(w, "%s\t%s\t%.0f\t%.2f, %.2f ms\t%.2f, %.2f ms\n", s.Name, told("%.1f µs", s.CPU), s.Rate,

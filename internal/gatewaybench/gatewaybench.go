@@ -10,6 +10,8 @@ import (
 	"runtime"
 	"slices"
 	"time"
+
+	"github.com/limpet-auth/limpet/client"
 )
 
 // Config says what is measured. All fields must be set.
@@ -17,6 +19,7 @@ type Config struct {
 	Rounds      int // over all servers, interleaved
 	Requests    int // to each server, over all rounds
 	Connections int // that send at the same time, each with a session of its own
+	Wire        client.Wire
 
 	// Command returns the command of a process: one of App, Bare and Gateway, the
 	// latter two before upstream. The process says on standard error that it is
@@ -158,7 +161,7 @@ func run(ctx context.Context, cfg Config) (*Report, error) {
 		{name: "gateway, unbound sessions", server: gateway},
 		{name: "gateway, HMAC proofs", server: gateway},
 	}
-	people, err := newCrowd(ctx)
+	people, err := newCrowd(ctx, cfg.Wire)
 	if err != nil {
 		return nil, err
 	}

@@ -38,9 +38,10 @@ const (
 type crowd struct {
 	dir  string
 	keys hwkey.Keystore
+	wire client.Wire
 }
 
-func newCrowd(ctx context.Context) (*crowd, error) {
+func newCrowd(ctx context.Context, wire client.Wire) (*crowd, error) {
 	dir, err := os.MkdirTemp("", "limpet-bench-") // mode 0700
 	if err != nil {
 		return nil, err
@@ -50,7 +51,7 @@ func newCrowd(ctx context.Context) (*crowd, error) {
 		os.RemoveAll(dir)
 		return nil, err
 	}
-	return &crowd{dir, keys}, nil
+	return &crowd{dir, keys, wire}, nil
 }
 
 func (c *crowd) close() { os.RemoveAll(c.dir) }
@@ -73,7 +74,9 @@ func newToken() string { return rand.Text() + rand.Text()[:17] }
 // login binds a session and introduces its ephemeral key.
 func (c *crowd) login(ctx context.Context, p *process) (*visitor, error) {
 	v := &visitor{server: p, line: &line{base: http.DefaultTransport}}
-	v.client = client.New(c.keys).Transport(v.line)
+	prover := client.New(c.keys)
+	prover.Wire = c.wire
+	v.client = prover.Transport(v.line)
 	for _, step := range []struct{ method, path string }{{http.MethodPost, "/login"}, {http.MethodGet, target}} {
 		req, err := http.NewRequestWithContext(ctx, step.method, p.url+step.path, nil)
 		if err != nil {
