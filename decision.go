@@ -9,6 +9,7 @@ import (
 	"sync"
 	"time"
 
+	"github.com/limpet-auth/limpet/internal/incoming"
 	"github.com/limpet-auth/limpet/proof"
 )
 
@@ -22,7 +23,7 @@ type Decision struct {
 	Format Format       // what carried the proof
 
 	Method string // "" where no request was there
-	Path   string // as the client sent it, without the query
+	Path   string // as the client sent it, without the query and, in its segments, what follows a ";": tokens may be there
 
 	// Session is the session's ID, of its login if the token was replaced since. Of
 	// a request that proves nothing it is that of the token it came with, zero if it
@@ -51,7 +52,8 @@ const (
 	WouldRefuse Result = "would-refuse" // admitted in mode Observe, and not in another
 
 	// BrokenOff is a request that was admitted, and then not to its end: its body
-	// turned out to be another one, or its answer was not fit to be handed out.
+	// turned out to be another one, its answer was not fit to be handed out, or the
+	// gateway refused what the guard had admitted.
 	BrokenOff     Result = "broken-off"
 	WouldBreakOff Result = "would-break-off" // the same in mode Observe
 
@@ -93,7 +95,7 @@ func (g *Guard) Report(ctx context.Context, d *Decision) {
 	if d.Reason == "" && d.Err != nil {
 		d.Reason = reasonFor(d.Err)
 	}
-	d.Format = cmp.Or(d.Format, NoProof)
+	d.Format, d.Path = cmp.Or(d.Format, NoProof), incoming.Told(d.Path)
 	if level := d.Result.level(); g.cfg.Logger.Enabled(ctx, level) {
 		g.cfg.Logger.LogAttrs(ctx, level, "limpet: "+strings.ReplaceAll(string(d.Result), "-", " "), d.attrs()...)
 	}

@@ -332,7 +332,7 @@ func (u *unreachable) Unwrap() error { return u.error }
 // failed answers in place of the app.
 func (a *Agent) failed(w http.ResponseWriter, r *http.Request, err error) {
 	x := exchangeOf(r.Context())
-	path := r.URL.EscapedPath()
+	path := incoming.Told(r.URL.EscapedPath())
 	var away *unreachable
 	var timeout net.Error
 	switch {

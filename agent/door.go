@@ -56,7 +56,7 @@ func (d *door) add(scheme, host string) {
 func (d *door) ServeHTTP(w http.ResponseWriter, r *http.Request) {
 	if why := d.refuses(r); why != "" {
 		d.agent.log.LogAttrs(r.Context(), slog.LevelWarn, "limpet: agent: refused", slog.String("why", why),
-			slog.String("method", r.Method), slog.String("path", r.URL.EscapedPath()))
+			slog.String("method", r.Method), slog.String("path", incoming.Told(r.URL.EscapedPath())))
 		incoming.Answer(w, http.StatusForbidden, "forbidden", "the agent is for programs of this machine; its log says why not for this request")
 		return
 	}

@@ -332,7 +332,7 @@ func redisSessionBytes(b *testing.B) {
 	const sessions = 4000 // of one device, which remembers so many delegations
 	addr := limpettest.Redis(b)
 	admin := newRueidis(b, addr, nil)
-	guard, err := limpet.New(limpet.Config{Session: limpet.Bearer(), Store: newRedisStore(b, addr)})
+	guard, err := limpet.New(limpet.Config{Session: limpet.Bearer(), Store: newRedisStore(b, addr), Logger: slog.New(slog.DiscardHandler)})
 	if err != nil {
 		b.Fatal(err)
 	}

@@ -7,6 +7,7 @@ import (
 	"crypto/sha256"
 	"encoding/base64"
 	"fmt"
+	"log/slog"
 	"net/http"
 	"net/http/httptest"
 	"os"
@@ -38,7 +39,7 @@ func BenchmarkSession(b *testing.B) {
 					defer bolt.Close()
 					store = bolt
 				}
-				guard, err := limpet.New(limpet.Config{Session: limpet.Bearer(), Store: store})
+				guard, err := limpet.New(limpet.Config{Session: limpet.Bearer(), Store: store, Logger: slog.New(slog.DiscardHandler)})
 				if err != nil {
 					b.Fatal(err)
 				}
@@ -83,7 +84,7 @@ func BenchmarkMillion(b *testing.B) {
 		if err != nil {
 			b.Fatal(err)
 		}
-		guard, err := limpet.New(limpet.Config{Session: limpet.Bearer(), Store: store})
+		guard, err := limpet.New(limpet.Config{Session: limpet.Bearer(), Store: store, Logger: slog.New(slog.DiscardHandler)})
 		if err != nil {
 			b.Fatal(err)
 		}

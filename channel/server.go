@@ -149,7 +149,7 @@ func (s *Server) refuse(w http.ResponseWriter, r *http.Request, err error) {
 		slog.String("reason", string(refusal.Reason)),
 		slog.String("why", refusal.Error()),
 		slog.String("method", r.Method),
-		slog.String("path", r.URL.Path))
+		slog.String("path", incoming.Told(r.URL.Path)))
 	h := w.Header()
 	code := http.StatusUnauthorized
 	switch refusal.Reason {

@@ -143,3 +143,80 @@ func TestObservedDecisions(t *testing.T) {
 	s.ask(t, owner, "GET", "/admin/x", nil)
 	c.wants(t, "level", "would-refuse level_too_low rfc9421")
 }
+
+// A proxy's question is decided once as well; what is refused after the guard has
+// admitted it broke off.
+func TestDecisionsOverQuestions(t *testing.T) {
+	var c told
+	asked := func(s *site, method, target string, headers ...string) int {
+		m, path, say := dialect("nginx", method, "app.example.com", target)
+		return asks(s.Gateway, m, path, append(say, headers...)...).Code
+	}
+	s := newSite(t, gateway.Config{Decided: c.decided, Trusted: proxies})
+	asked(s, "GET", "/page")
+	c.wants(t, "nobody", "admitted none")
+	asked(s, "POST", "/login")
+	c.wants(t, "a login", "refused through_gateway none")
+	asked(s, "GET", "/page", "Limpet-Session", "x")
+	c.wants(t, "a proof for nobody's session", "admitted none", "broken-off session_unbound none")
+
+	observe := limpet.Rule{Mode: limpet.Observe}
+	s = newSite(t, gateway.Config{Decided: c.decided, Trusted: proxies, Rule: observe, Routes: []limpet.Route{
+		{Pattern: "/admin/", Rule: observe},
+		{Pattern: "/hash", Rule: limpet.Rule{Mode: limpet.Observe, Freshness: limpet.BodyHash}},
+	}})
+	for target, reason := range map[string]string{"/hash": "through_gateway", "/admin%2Fx": "proof_malformed", "/HASH": "proof_malformed"} {
+		if code := asked(s, "GET", target, "Cookie", "sid=another"); code != 200 {
+			t.Errorf("%s: status %d", target, code)
+		}
+		c.wants(t, target, "would-refuse "+reason+" none")
+	}
+}
+
+// A login that two readings make one that would be refused, and what it carries one
+// that is, is refused once.
+func TestLoginInTwoWaysIsDecided(t *testing.T) {
+	var c told
+	s := newSite(t, gateway.Config{Decided: c.decided, Rule: limpet.Rule{Mode: limpet.Observe},
+		Routes: []limpet.Route{{Pattern: "/admin/", Rule: limpet.Rule{Mode: limpet.Require}}}})
+	if code, _ := s.ask(t, s.browser(t), "POST", "/login", nil, "X-Http-Method-Override", "GET", "Limpet-Device", "x"); code != 400 {
+		t.Errorf("status %d", code)
+	}
+	c.wants(t, "a login in two ways", "would-refuse proof_malformed none", "broken-off proof_malformed none")
+}
+
+// An answer that is withheld is told of, also where the request's rule observes.
+func TestWithheldDecision(t *testing.T) {
+	var c told
+	s := newSite(t, gateway.Config{Decided: c.decided, Routes: []limpet.Route{{Pattern: "GET /rotate", Rule: limpet.Rule{Mode: limpet.Observe}}}})
+	code, _ := s.ask(t, s.browser(t), "GET", "/rotate", nil, "Cookie", "sid="+s.begin("alice"), "Cookie", "sid=another")
+	if code != 400 {
+		t.Errorf("status %d", code)
+	}
+	c.wants(t, "two tokens", "would-refuse proof_malformed none", "broken-off proof_malformed none")
+}
+
+// Parameters of a path are no part of what is told and logged: some apps have the
+// session's token there.
+func TestNoTokenOfAPathIsTold(t *testing.T) {
+	var c told
+	s := newSite(t, gateway.Config{Decided: c.decided, Routes: []limpet.Route{{Pattern: "/admin/", Rule: limpet.Rule{Mode: limpet.Require}}}})
+	for path, want := range map[string]string{
+		"/admin/x;sid=hidden/y":     "/admin/x;/y",
+		"/admin/x%3Bsid=hidden":     "/admin/x;",
+		"/admin/x%3bsid=hidden%2Fy": "/admin/x;",
+		"/x;sid=hidden/%2e%2e/y":    "/x;/%2e%2e/y",
+	} {
+		s.ask(t, s.browser(t), "GET", path, nil)
+		if all := c.all; len(all) != 1 || all[0].Path != want {
+			t.Errorf("%s: %+v, want %s", path, all, want)
+		}
+		c.all = nil
+	}
+	s.app.CloseClientConnections()
+	s.app.Close()
+	s.ask(t, s.browser(t), "GET", "/x;sid=hidden", nil)
+	if log := s.log.String(); strings.Contains(log, "hidden") || !strings.Contains(log, "path=/x;") {
+		t.Error(log)
+	}
+}

@@ -65,14 +65,15 @@ func (g *Gateway) ask(ctx context.Context, q *Question, a *Answer) error {
 	if upgrades(r.Header) { // what came behind it nobody would ask about
 		return g.turnAway(ctx, q, errors.New("the client asks for another protocol than WebSocket, and the proxy would hand that on"))
 	}
-	rule, err := g.answerable(r)
+	rule, told, err := g.answerable(r)
 	if err != nil {
 		return err
 	}
 	observe := rule.Mode == limpet.Observe
 	b := limpet.FromContext(ctx) // nobody
-	token, err := g.cfg.Session.Token(r.Header)
-	if err != nil {
+	if token, err := g.cfg.Session.Token(r.Header); told {
+		// As the guard does it: what would be refused carries no binding.
+	} else if err != nil {
 		if g.refused(r, err, observe); !observe {
 			return err
 		}
@@ -89,7 +90,7 @@ func (g *Gateway) ask(ctx context.Context, q *Question, a *Answer) error {
 	// that does not put ours, of which there is none, in its place.
 	if b.Session == (limpet.ID{}) && len(r.Header[httpsig.SessionField]) > 0 && !observe {
 		err := &proof.Refusal{Reason: proof.SessionUnbound, Detail: "a proof for a session that is not known"}
-		g.refused(r, err, false)
+		g.report(r, limpet.BrokenOff, err) // the guard has admitted it
 		return err
 	}
 	for _, name := range g.cfg.Names.all() {
@@ -142,32 +143,34 @@ func made(text, others string) bool {
 	}) == ""
 }
 
-// answerable returns a request's rule, if headers are all that it takes.
-func (g *Gateway) answerable(r *http.Request) (limpet.Rule, error) {
+// answerable returns a request's rule, if headers are all that it takes. told says
+// that it would be refused if its rule did more than observe, and that this is
+// reported.
+func (g *Gateway) answerable(r *http.Request) (rule limpet.Rule, told bool, err error) {
 	v, observed, err := g.table.of(r)
-	if err != nil {
-		if g.refused(r, err, observed); !observed {
-			return limpet.Rule{}, err
+	rule, e := g.table.ruleOf(v), g.table.eventOf(v)
+	if err == nil || observed {
+		why, only := unseen(rule), rule.Mode == limpet.Observe
+		switch {
+		case e.login != nil:
+			why, only = "a login", !g.table.enforces()
+		case e.logout:
+			why, only = "a logout", !g.table.enforces()
+		case r.URL.Path == httpsig.WellKnownPath:
+			why, only = "what clients ask the gateway", false
+		}
+		if why != "" && (err == nil || !only) {
+			err = &proof.Refusal{Reason: misrouted, Detail: "this route goes through the gateway itself: " + why}
+			observed = only
 		}
 	}
-	rule, e := g.table.ruleOf(v), g.table.eventOf(v)
-	why, observed := unseen(rule), rule.Mode == limpet.Observe
-	switch {
-	case e.login != nil:
-		why, observed = "a login", !g.table.enforces()
-	case e.logout:
-		why, observed = "a logout", !g.table.enforces()
-	case r.URL.Path == httpsig.WellKnownPath:
-		why, observed = "what clients ask the gateway", false
+	if err == nil {
+		return rule, false, nil
 	}
-	if why == "" {
-		return rule, nil
-	}
-	err = &proof.Refusal{Reason: misrouted, Detail: "this route goes through the gateway itself: " + why}
 	if g.refused(r, err, observed); observed {
-		return rule, nil
+		return rule, true, nil
 	}
-	return rule, err
+	return rule, false, err
 }
 
 // misrouted is the reason of refusals that the proxy's configuration is to blame for.

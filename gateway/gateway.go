@@ -281,8 +281,11 @@ func (g *Gateway) admit(w http.ResponseWriter, r *http.Request) (*exchange, erro
 	if x.event.login != nil {
 		if x.out, err = g.admitLogin(x, r); err != nil {
 			observed := !g.table.enforces()
-			if !told || !observed {
+			switch {
+			case !told:
 				g.refused(r, err, observed)
+			case !observed:
+				g.report(r, limpet.BrokenOff, err)
 			}
 			if !observed {
 				return nil, err

@@ -9,6 +9,7 @@ import (
 	"sync"
 
 	"github.com/limpet-auth/limpet"
+	"github.com/limpet-auth/limpet/internal/incoming"
 )
 
 // Login is a route whose answers hand out sessions.
@@ -127,7 +128,7 @@ func (g *Gateway) loggedIn(x *exchange, resp *http.Response, issued string, uncl
 		g.refused(x.in, err, !g.table.enforces())
 		return err
 	case token == "":
-		g.log.InfoContext(x, "limpet: gateway: a login was answered with success, and without a session", "path", x.in.URL.Path, "status", resp.StatusCode)
+		g.log.InfoContext(x, "limpet: gateway: a login was answered with success, and without a session", "path", incoming.Told(x.in.URL.Path), "status", resp.StatusCode)
 		return nil
 	}
 	return g.guard.Bind(head(resp.Header), x.in, token, user)
@@ -220,6 +221,7 @@ func (g *Gateway) renewed(x *exchange, resp *http.Response, issued string, uncle
 	token, err := g.cfg.Session.Token(x.header)
 	switch {
 	case err != nil: // only where the rule observes
+		g.brokeOff(x, err)
 		return err
 	case token == "" || unclear == nil && g.cfg.Session.ID(token) == g.cfg.Session.ID(issued):
 		return nil
@@ -259,7 +261,7 @@ func (g *Gateway) watch(x *exchange, resp *http.Response) error {
 			// that anybody hears of it.
 			l.told.Do(func() {
 				g.log.WarnContext(x, "limpet: gateway: a login's answer that is no success sets the session's cookie, which stays unbound: if it is a session list its status under success",
-					"path", x.in.URL.Path, "status", resp.StatusCode)
+					"path", incoming.Told(x.in.URL.Path), "status", resp.StatusCode)
 			})
 		}
 		return g.renewed(x, resp, issued, err)

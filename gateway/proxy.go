@@ -117,7 +117,7 @@ func (g *Gateway) modify(resp *http.Response) error {
 		if g.table.enforces() {
 			return &withheld{err}
 		}
-		g.log.InfoContext(x, "limpet: gateway: would not hand out a session", "path", x.in.URL.Path, "why", err)
+		g.log.InfoContext(x, "limpet: gateway: would not hand out a session", "path", incoming.Told(x.in.URL.Path), "why", err)
 	}
 	maps.Copy(resp.Header, x.answer)
 	return nil
@@ -136,7 +136,7 @@ func (g *Gateway) failed(w http.ResponseWriter, r *http.Request, err error) {
 	var timeout net.Error
 	switch held := (*withheld)(nil); {
 	case errors.As(err, &held):
-		g.log.WarnContext(x, "limpet: gateway: an answer is not handed out", "path", r.URL.EscapedPath(), "why", err)
+		g.log.WarnContext(x, "limpet: gateway: an answer is not handed out", "path", incoming.Told(r.URL.EscapedPath()), "why", err)
 		limpet.Refuse(w, err)
 	case errors.As(err, &refusal): // of a body that the app has read in part; the guard has told it
 		limpet.Refuse(w, refusal)
@@ -145,10 +145,10 @@ func (g *Gateway) failed(w http.ResponseWriter, r *http.Request, err error) {
 	case x.upload != nil && x.upload.Broken(), x.in.Context().Err() != nil && errors.Is(err, context.Canceled):
 		incoming.Answer(w, http.StatusBadRequest, "bad_request", "the request broke off")
 	case errors.As(err, &timeout) && timeout.Timeout():
-		g.log.WarnContext(x, "limpet: gateway: the app does not answer in time", "path", r.URL.EscapedPath(), "why", err)
+		g.log.WarnContext(x, "limpet: gateway: the app does not answer in time", "path", incoming.Told(r.URL.EscapedPath()), "why", err)
 		incoming.Answer(w, http.StatusGatewayTimeout, "upstream_timeout", "the app does not answer in time")
 	default:
-		g.log.WarnContext(x, "limpet: gateway: the app cannot be reached", "path", r.URL.EscapedPath(), "why", err)
+		g.log.WarnContext(x, "limpet: gateway: the app cannot be reached", "path", incoming.Told(r.URL.EscapedPath()), "why", err)
 		incoming.Answer(w, http.StatusBadGateway, "upstream_unreachable", "the app cannot be reached")
 	}
 }

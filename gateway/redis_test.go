@@ -187,7 +187,9 @@ func TestRevokeWhileRequestsFly(t *testing.T) {
 			}
 		})
 	}
-	time.Sleep(300 * time.Millisecond)
+	for end := time.Now().Add(20 * time.Second); admitted.Load() < 100 && time.Now().Before(end); {
+		time.Sleep(10 * time.Millisecond)
+	}
 	if err := gateways[0].Guard().Revoke(t.Context(), limpet.Cookie("sid").ID("the-session")); err != nil {
 		t.Fatal(err)
 	}

@@ -8,6 +8,7 @@ import (
 	"crypto/sha256"
 	"encoding/json"
 	"fmt"
+	"log/slog"
 	"net"
 	"net/http"
 	"os"
@@ -81,7 +82,7 @@ func runServer(variant, issuer string) error {
 	if err != nil {
 		return err
 	}
-	guard, err := limpet.New(limpet.Config{Session: limpet.Bearer(), Store: memstore.New(nil), Tokens: tokens})
+	guard, err := limpet.New(limpet.Config{Session: limpet.Bearer(), Store: memstore.New(nil), Tokens: tokens, Logger: slog.New(slog.DiscardHandler)})
 	if err != nil {
 		return err
 	}

@@ -3,6 +3,7 @@
 package main
 
 import (
+	"errors"
 	"fmt"
 	"net"
 	"os"
@@ -25,11 +26,13 @@ func listenPrivate(path string) (net.Listener, error) {
 	if mode := fi.Mode().Perm(); mode&0o022 != 0 {
 		return nil, fmt.Errorf("others can write to %s: its mode is %#o, make it 0700", dir, mode)
 	}
-	if conn, err := net.Dial("unix", path); err == nil {
+	conn, err := net.Dial("unix", path)
+	if err == nil {
 		conn.Close()
 		return nil, fmt.Errorf("another server listens on %s", path)
 	}
-	if fi, err := os.Lstat(path); err == nil && fi.Mode().Type() == os.ModeSocket {
+	// Other errors are those of a server that is there, and too busy for us.
+	if fi, e := os.Lstat(path); e == nil && fi.Mode().Type() == os.ModeSocket && errors.Is(err, syscall.ECONNREFUSED) {
 		os.Remove(path) // what stops us is told by Listen
 	}
 	old := syscall.Umask(0o177) // mode 0600 from its first moment

@@ -9,6 +9,7 @@ import (
 	"net"
 	"net/http"
 	"os"
+	"sync"
 	"time"
 
 	"github.com/spf13/cobra"
@@ -225,12 +226,16 @@ func serveAll(ctx context.Context, log *slog.Logger, servers map[net.Listener]*h
 	}
 	end, cancel := context.WithTimeout(context.Background(), drain)
 	defer cancel()
-	for _, srv := range servers {
-		if srv.Shutdown(end) != nil {
-			log.Warn("limpet: requests were cut off")
-			srv.Close()
-		}
+	var ending sync.WaitGroup
+	for _, srv := range servers { // at once: none takes new requests while another answers its last
+		ending.Go(func() {
+			if srv.Shutdown(end) != nil {
+				log.Warn("limpet: requests were cut off")
+				srv.Close()
+			}
+		})
 	}
+	ending.Wait()
 	return err
 }
 

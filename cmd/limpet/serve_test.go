@@ -69,3 +69,44 @@ func TestLargeHeaders(t *testing.T) {
 		conn.Close()
 	}
 }
+
+// TestStopping: what ends, ends everywhere at once: no server takes new requests
+// while another one answers its last.
+func TestStopping(t *testing.T) {
+	ctx, cancel := context.WithCancel(t.Context())
+	handlers := make(map[net.Listener]http.Handler)
+	var addrs []string
+	begun, answer := make(chan bool), make(chan bool)
+	for range 2 {
+		l, err := net.Listen("tcp", "127.0.0.1:0")
+		if err != nil {
+			t.Fatal(err)
+		}
+		addrs = append(addrs, l.Addr().String())
+		handlers[l] = http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) { begun <- true; <-answer })
+	}
+	done := make(chan error, 1)
+	go func() { done <- serveUntil(ctx, slog.New(slog.DiscardHandler), handlers) }()
+	for _, addr := range addrs {
+		go http.Get("http://" + addr)
+		<-begun
+	}
+	cancel()
+	for _, addr := range addrs {
+		for end := time.Now().Add(5 * time.Second); ; time.Sleep(10 * time.Millisecond) {
+			conn, err := net.Dial("tcp", addr)
+			if err != nil {
+				break
+			}
+			conn.Close()
+			if time.Now().After(end) {
+				t.Errorf("%s still listens", addr)
+				break
+			}
+		}
+	}
+	close(answer)
+	if err := <-done; err != nil {
+		t.Error(err)
+	}
+}

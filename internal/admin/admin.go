@@ -9,6 +9,7 @@ import (
 	"errors"
 	"log/slog"
 	"net/http"
+	"net/url"
 	"time"
 
 	"github.com/limpet-auth/limpet"
@@ -228,7 +229,12 @@ func readID(w http.ResponseWriter, r *http.Request) (limpet.ID, bool) {
 // readFilter reads the query. What is no filter is refused: a misspelled one would
 // choose everything.
 func readFilter(w http.ResponseWriter, r *http.Request) (f Filter, ok bool) {
-	for name, values := range r.URL.Query() {
+	query, err := url.ParseQuery(r.URL.RawQuery) // URL.Query leaves out what it cannot read
+	if err != nil {
+		incoming.Answer(w, http.StatusBadRequest, "bad_request", "the query cannot be read")
+		return f, false
+	}
+	for name, values := range query {
 		to := map[string]*string{"user": &f.User, "key": &f.Key, "level": (*string)(&f.Level)}[name]
 		if to == nil || len(values) != 1 || values[0] == "" {
 			incoming.Answer(w, http.StatusBadRequest, "bad_request", "the query takes user, key and level, each once")

@@ -16,6 +16,7 @@ import (
 	"net/http"
 	"net/http/httptest"
 	"path/filepath"
+	"runtime"
 	"slices"
 	"strings"
 	"sync/atomic"
@@ -249,6 +250,9 @@ func TestRefusals(t *testing.T) {
 		{"DELETE", "/sessions?user=", 400, "bad_request"},
 		{"DELETE", "/sessions?name=alice", 400, "bad_request"},
 		{"DELETE", "/sessions?user=alice&user=bob", 400, "bad_request"},
+		{"DELETE", "/sessions?user=alice&level=no%ne", 400, "bad_request"},
+		{"DELETE", "/sessions?user=alice&level=none;x", 400, "bad_request"},
+		{"GET", "/sessions?user=%zz", 400, "bad_request"},
 		{"GET", "/sessions?level=strong", 400, "bad_request"},
 		{"GET", "/decisions?usr=alice", 400, "bad_request"},
 		{"POST", "/sessions/" + id, 404, "not_found"},
@@ -389,6 +393,28 @@ func TestSlowWatcher(t *testing.T) {
 	if d.watched.Load() || len(w.queue) != 0 {
 		t.Error("it still watches")
 	}
+}
+
+// TestWaitingDecisions: a decision that waits for a watcher holds no more of its
+// request than what will be said of it.
+func TestWaitingDecisions(t *testing.T) {
+	decisions := new(Decisions)
+	w := decisions.watch(Filter{})
+	used := func() uint64 {
+		var m runtime.MemStats
+		runtime.GC()
+		runtime.ReadMemStats(&m)
+		return m.HeapAlloc
+	}
+	before := used()
+	for range waiting {
+		line := strings.Repeat("x", 64<<10)
+		decisions.Decided(t.Context(), &limpet.Decision{Path: line[:8]})
+	}
+	if after := used(); after > before+16<<20 {
+		t.Errorf("%d MiB for %d decisions", (after-before)>>20, len(w.queue))
+	}
+	runtime.KeepAlive(w)
 }
 
 func TestManyWatchers(t *testing.T) {

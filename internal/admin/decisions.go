@@ -5,6 +5,7 @@ import (
 	"encoding/json"
 	"net/http"
 	"slices"
+	"strings"
 	"sync"
 	"sync/atomic"
 	"time"
@@ -91,7 +92,8 @@ func decision(of *limpet.Decision) *Decision {
 	return d
 }
 
-func bounded(s string) string { return s[:min(len(s), maxText)] }
+// bounded returns a copy: what waits must not hold the request that it is a part of.
+func bounded(s string) string { return strings.Clone(s[:min(len(s), maxText)]) }
 
 // watch returns a new watcher, nil if there are enough.
 func (d *Decisions) watch(f Filter) *watcher {

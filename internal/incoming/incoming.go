@@ -40,6 +40,25 @@ func pathAsSent(u *url.URL) string {
 	return u.EscapedPath()
 }
 
+// Told returns what logs are told of a path: segments without their parameters (RFC
+// 3986, 3.3), where some apps have the session's token, as in ";jsessionid=". The
+// ";" stays, to show that there were some.
+func Told(path string) string {
+	if !strings.Contains(path, ";") && !strings.Contains(path, "%3b") && !strings.Contains(path, "%3B") {
+		return path
+	}
+	segments := strings.Split(path, "/")
+	for i, segment := range segments {
+		for j := range len(segment) {
+			if segment[j] == ';' || len(segment)-j >= 3 && strings.EqualFold(segment[j:j+3], "%3b") {
+				segments[i] = segment[:j] + ";"
+				break
+			}
+		}
+	}
+	return strings.Join(segments, "/")
+}
+
 // Plain reports whether a request's target is the path that guard and app both
 // see. net/http also admits "GET x:anything", which a reverse proxy sends on as
 // it is, and leaves the paths of CONNECT uncleaned.

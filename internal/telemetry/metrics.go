@@ -30,13 +30,14 @@ var (
 	formats = []limpet.Format{limpet.NoProof, limpet.RFC9421, limpet.HWSign, limpet.DPoP, limpet.ByCertificate, limpet.ByChannel}
 	reasons = []proof.Reason{noReason, proof.Required, proof.Malformed, proof.Invalid, proof.KeyUnknown, proof.ClockSkew, proof.NonceSpent,
 		proof.NonceWeak, proof.BodyDiffer, proof.BodyLarge, proof.Stale, proof.NoChannel, proof.TooLarge, proof.SessionRequired,
-		proof.SessionUnbound, proof.SessionEnded, proof.LevelTooLow, proof.NoClient, proof.Unavailable, internalError}
+		proof.SessionUnbound, proof.SessionEnded, proof.LevelTooLow, proof.NoClient, proof.Unavailable, throughGateway, internalError}
 )
 
 const (
-	noReason      proof.Reason = "none"
-	internalError proof.Reason = "internal_error" // as limpet.Refuse has it
-	other                      = "other"
+	noReason       proof.Reason = "none"
+	throughGateway proof.Reason = "through_gateway" // as gateway.Gateway.Ask has it
+	internalError  proof.Reason = "internal_error"  // as limpet.Refuse has it
+	other                       = "other"
 )
 
 // Metrics counts what guards decide and how their store fares.

@@ -133,7 +133,7 @@ func TestLabels(t *testing.T) {
 		known["Format "+string(f)] = true
 	}
 	n := 0
-	for _, file := range []string{"../../decision.go", "../../proof/reason.go"} {
+	for _, file := range []string{"../../decision.go", "../../proof/reason.go", "../../gateway/forwardauth.go"} {
 		parsed, err := parser.ParseFile(token.NewFileSet(), file, nil, 0)
 		if err != nil {
 			t.Fatal(err)

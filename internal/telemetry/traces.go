@@ -25,6 +25,7 @@ import (
 	"go.opentelemetry.io/otel/trace"
 
 	"github.com/limpet-auth/limpet"
+	"github.com/limpet-auth/limpet/internal/incoming"
 )
 
 // Traces sends a span for each request over OTLP.
@@ -108,7 +109,7 @@ func (t *Traces) Handler(next http.Handler) http.Handler {
 		if slices.Contains(methods, r.Method) {
 			name = r.Method
 		}
-		path := r.URL.EscapedPath()
+		path := incoming.Told(r.URL.EscapedPath())
 		path = path[:min(len(path), maxPath)]
 		opts := []trace.SpanStartOption{trace.WithSpanKind(trace.SpanKindServer),
 			trace.WithAttributes(attribute.String("http.request.method", name), attribute.String("url.path", path))}

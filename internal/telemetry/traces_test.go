@@ -140,7 +140,7 @@ func TestTraces(t *testing.T) {
 		resp.Body.Close()
 	}
 	get("/path?private", "")
-	get("/strict/", outside) // a stranger's trace
+	get("/strict/;sid=private", outside) // a stranger's trace
 	remote = "10.1.2.3:4"
 	get("/broken", outside) // a proxy's
 	remote = ""
@@ -180,14 +180,14 @@ func TestTraces(t *testing.T) {
 		got["limpet.session"] != limpet.Bearer().ID("secret-token").String()[:12] || got["http.response.status_code"] != "int_value:200" {
 		t.Errorf("%v", got)
 	}
-	if got := attributes(byPath["/strict/"]); got["limpet.result"] != "refused" || got["limpet.reason"] != "session_unbound" || got["http.response.status_code"] != "int_value:401" {
+	if got := attributes(byPath["/strict/;"]); got["limpet.result"] != "refused" || got["limpet.reason"] != "session_unbound" || got["http.response.status_code"] != "int_value:401" {
 		t.Errorf("%v", got)
 	}
 	stranger, err := hex.DecodeString("0af7651916cd43dd8448eb211c80319c")
 	if err != nil {
 		t.Fatal(err)
 	}
-	if s := byPath["/strict/"]; string(s.TraceId) == string(stranger) || len(s.Links) != 1 || string(s.Links[0].TraceId) != string(stranger) {
+	if s := byPath["/strict/;"]; string(s.TraceId) == string(stranger) || len(s.Links) != 1 || string(s.Links[0].TraceId) != string(stranger) {
 		t.Errorf("a stranger's trace goes on: %s", s)
 	}
 	if s := byPath["/broken"]; string(s.TraceId) != string(stranger) || s.Status.GetCode() != tracepb.Status_STATUS_CODE_ERROR {
