@@ -407,6 +407,7 @@ func TestBodies(t *testing.T) {
 			if refused := strings.Contains(text, "larger than the agent keeps"); refused != (size > 1<<20) {
 				t.Errorf("a login of %d bytes by %s: %s", size, name, text)
 			}
+			stranger.CloseIdleConnections() // the server ends the one whose body it did not read
 		}
 	}
 	a.stop()
