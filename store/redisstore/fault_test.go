@@ -10,7 +10,6 @@ import (
 	"strconv"
 	"strings"
 	"sync"
-	"syscall"
 	"testing"
 	"time"
 )
@@ -150,8 +149,8 @@ func TestPartition(t *testing.T) {
 	s := openTest(t, server.url())
 	expires := time.Now().Add(time.Minute)
 	wantSpend(t, s, "before", expires, true)
-	server.signal(syscall.SIGSTOP)
-	defer server.signal(syscall.SIGCONT)
+	server.stop()
+	defer server.resume()
 	var wg sync.WaitGroup
 	for name, call := range calls(s) {
 		wg.Go(func() {
@@ -174,7 +173,7 @@ func TestPartition(t *testing.T) {
 		})
 	}
 	wg.Wait()
-	server.signal(syscall.SIGCONT)
+	server.resume()
 	eventually(t, "came back", func() bool { return calls(s)["Spend"](t.Context()) == nil })
 	wantSpend(t, s, "before", expires, false)
 	for name, call := range calls(s) {
@@ -303,7 +302,7 @@ func TestKillMaster(t *testing.T) {
 
 	// A replica that lags behind.
 	lagging, dying := cluster.replicas[1], cluster.masters[1]
-	lagging.signal(syscall.SIGSTOP)
+	lagging.stop()
 	ctx, cancel = context.WithCancel(t.Context())
 	time.AfterFunc(300*time.Millisecond, cancel)
 	second := spendAll(ctx, stores)
@@ -313,7 +312,7 @@ func TestKillMaster(t *testing.T) {
 		t.Errorf("Put with a replica that stands still: %v", err)
 	}
 	dying.kill()
-	lagging.signal(syscall.SIGCONT)
+	lagging.resume()
 	promoted(lagging)
 	if got := lagging.do("dbsize"); got == "0" {
 		t.Error("the replica never had anything")
@@ -345,11 +344,11 @@ func TestKillMaster(t *testing.T) {
 		return stores[0].List(t.Context(), "", func(string, []byte) bool { return true })
 	}
 	eventually(t, "lists again", func() bool { return list() == nil })
-	cluster.masters[2].signal(syscall.SIGSTOP)
+	cluster.masters[2].stop()
 	if err := list(); err == nil {
 		t.Error("a list without what one master has")
 	}
-	cluster.masters[2].signal(syscall.SIGCONT)
+	cluster.masters[2].resume()
 }
 
 // keyIn returns a key whose record a master keeps.
@@ -445,12 +444,12 @@ func TestSentinelFailover(t *testing.T) {
 	if err := stores[0].Put(t.Context(), "b:{session}", []byte("revoked"), time.Hour); err != nil {
 		t.Fatal(err)
 	}
-	replica.signal(syscall.SIGSTOP)
+	replica.stop()
 	ctx, cancel := context.WithCancel(t.Context())
 	time.AfterFunc(300*time.Millisecond, master.kill)
 	time.AfterFunc(350*time.Millisecond, cancel)
 	all := spendAll(ctx, stores)
-	replica.signal(syscall.SIGCONT)
+	replica.resume()
 	replica.eventually("was promoted", func() bool { return strings.HasPrefix(replica.try("role"), "master") })
 	for _, s := range stores {
 		eventually(t, "found the new master", func() bool {

@@ -14,7 +14,6 @@ import (
 	"strings"
 	"sync"
 	"sync/atomic"
-	"syscall"
 	"testing"
 	"time"
 
@@ -452,7 +451,7 @@ func TestSharedRead(t *testing.T) {
 	if err := s.Put(t.Context(), "key", []byte("1"), time.Hour); err != nil {
 		t.Fatal(err)
 	}
-	server.signal(syscall.SIGSTOP)
+	server.stop()
 	ctx, cancel := context.WithCancel(t.Context())
 	first := make(chan error, 1)
 	go func() { _, _, err := s.Get(ctx, "key"); first <- err }()
@@ -464,7 +463,7 @@ func TestSharedRead(t *testing.T) {
 	if err := <-first; err == nil {
 		t.Error("a read that was given up gave no error")
 	}
-	server.signal(syscall.SIGCONT)
+	server.resume()
 	if err := <-second; err != nil {
 		t.Errorf("a read that nobody gave up: %v", err)
 	}

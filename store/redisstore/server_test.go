@@ -74,7 +74,18 @@ func (s *redisServer) kill() {
 	}
 }
 
-func (s *redisServer) signal(sig syscall.Signal) { s.cmd.Process.Signal(sig) }
+// stop makes it stand still, and returns when it does: a signal alone leaves a
+// busy machine's process time to answer some more. resume makes it go on.
+func (s *redisServer) stop() {
+	s.t.Helper()
+	s.cmd.Process.Signal(syscall.SIGSTOP)
+	var status syscall.WaitStatus
+	if _, err := syscall.Wait4(s.cmd.Process.Pid, &status, syscall.WUNTRACED, nil); err != nil || !status.Stopped() {
+		s.t.Fatalf("the Redis at %s did not stop: status %#x, %v", s.addr(), status, err)
+	}
+}
+
+func (s *redisServer) resume() { s.cmd.Process.Signal(syscall.SIGCONT) }
 
 func (s *redisServer) addr() string { return fmt.Sprint("127.0.0.1:", s.port) }
 func (s *redisServer) url() string  { return "redis://" + s.addr() }
