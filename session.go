@@ -197,7 +197,8 @@ func (s Session) fromCookies(headers []string) (token string, err error) {
 // not: some split at commas or white space, trim more than blanks, or take "."
 // for "_" as PHP does, whose older versions do all that to the decoded name.
 func (s Session) hidden(pair string) bool {
-	if name, _, ok := strings.Cut(pair, "="); ok && strings.ContainsAny(name, "%+") && s.hiddenIn(queryUnescape(name)+"=") {
+	if name, _, ok := strings.Cut(pair, "="); ok && (strings.IndexByte(name, '%') >= 0 || strings.IndexByte(name, '+') >= 0) &&
+		s.hiddenIn(queryUnescape(name)+"=") {
 		return true
 	}
 	return s.hiddenIn(pair)
@@ -211,13 +212,21 @@ func (s Session) hiddenIn(pair string) bool {
 		same := true
 		for j := 0; j < len(s.cookie) && same; j++ {
 			a, b := pair[i+j], s.cookie[j]
-			same = strings.EqualFold(string(rune(a)), string(rune(b))) || b == '_' && (a == '.' || a == ' ' || a == '[')
+			same = a == b || small(a) == small(b) || b == '_' && (a == '.' || a == ' ' || a == '[')
 		}
 		if rest := pair[i+len(s.cookie):]; same && (rest[0] == '=' || rest[0] <= ' ' || rest[0] >= 0x80) {
 			return true
 		}
 	}
 	return false
+}
+
+// small returns a letter of ASCII as a small one.
+func small(c byte) byte {
+	if c >= 'A' && c <= 'Z' {
+		c += 'a' - 'A'
+	}
+	return c
 }
 
 // canonical returns the one spelling of a token that is compared: what an app

@@ -219,7 +219,7 @@ type exchange struct {
 	upload *relay.Upload // nil if there is no body
 
 	header  http.Header // of the request as the rules admitted it
-	passed  http.Header // what of it goes on to the app; nil if the reverse proxy is to find that out
+	passed  http.Header // the same, with nothing left in it but what goes on to the app; nil if the reverse proxy is to find that out
 	trusted bool        // it came from a proxy that is trusted
 }
 
@@ -252,8 +252,9 @@ func (g *Gateway) ServeHTTP(w http.ResponseWriter, r *http.Request) {
 	}
 	x.trusted = isTrusted(r.RemoteAddr, g.cfg.Trusted)
 	x.header = x.out.Header
-	if x.passed = g.filter.pass(x.header, x.trusted); x.passed != nil {
-		x.out.Header = nil // the reverse proxy would clone it, and look for what is not there
+	// A login's is asked for its device key when the app has answered.
+	if x.event.login == nil && g.filter.pass(x.header, x.trusted) {
+		x.passed, x.out.Header = x.header, nil // the reverse proxy would clone it, and look for what is not there
 	}
 	g.proxy.ServeHTTP(w, x.out)
 }

@@ -157,27 +157,29 @@ func (f *filter) strip(h http.Header, trusted bool) {
 	}
 }
 
-// pass returns a new header with those that reach the app. It is nil if some are
-// for the connection alone (RFC 9110, 7.6.1): the reverse proxy knows what becomes
-// of those.
-func (f *filter) pass(h http.Header, trusted bool) http.Header {
+// pass removes from a request's own header what does not reach the app. It reports
+// whether nothing else is left that is for the connection alone (RFC 9110, 7.6.1):
+// the reverse proxy knows what becomes of that.
+func (f *filter) pass(h http.Header, trusted bool) (all bool) {
 	signed := isSigned(h)
-	passed := make(http.Header, len(h)+3) // some go, some come
+	all = true
 	for name, values := range h {
 		switch name {
 		case "Connection":
 			if len(values) == 1 && (strings.EqualFold(values[0], "keep-alive") || strings.EqualFold(values[0], "close")) {
-				continue // names no other field
+				delete(h, name) // names no other field
+			} else {
+				all = false
 			}
-			return nil
 		case "Keep-Alive", "Proxy-Authenticate", "Proxy-Authorization", "Proxy-Connection", "Te", "Trailer", "Transfer-Encoding", "Upgrade":
-			return nil
-		}
-		if !f.drops(name, signed, trusted) {
-			passed[name] = values
+			all = false
+		default:
+			if f.drops(name, signed, trusted) {
+				delete(h, name)
+			}
 		}
 	}
-	return passed
+	return all
 }
 
 func isSigned(h http.Header) bool {
