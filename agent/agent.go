@@ -90,8 +90,13 @@ type Agent struct {
 	wallets []*wallet // the first makes new keys
 	as      *wallet   // nil if there is none
 	proxy   *httputil.ReverseProxy
+	turns   chan struct{} // of logins on their way
 	state   state
 }
+
+// maxLogins is how many logins are on their way at once; more wait. Each costs a
+// device key, and room for its body.
+const maxLogins = 8
 
 // wallet is the sessions whose keys are in one keystore.
 type wallet struct {
@@ -148,7 +153,7 @@ func newAgent(cfg Config) (*Agent, error) {
 		cfg.Base = http.DefaultTransport
 	}
 	cfg.Base = reach{cfg.Base}
-	a := &Agent{cfg: cfg, log: cfg.Logger, to: proof.Authority(cfg.To.Scheme, cfg.To.Host), logins: logins, logouts: logouts}
+	a := &Agent{cfg: cfg, log: cfg.Logger, to: proof.Authority(cfg.To.Scheme, cfg.To.Host), logins: logins, logouts: logouts, turns: make(chan struct{}, maxLogins)}
 	first := a.newWallet(cfg.Kind, cfg.Keys)
 	first.client.IsLogin = a.logins.has
 	a.wallets = []*wallet{first}
@@ -267,6 +272,14 @@ type sender struct{ *Agent }
 
 func (s sender) RoundTrip(r *http.Request) (*http.Response, error) {
 	x := exchangeOf(r.Context())
+	if x.login {
+		select {
+		case s.turns <- struct{}{}:
+			defer func() { <-s.turns }()
+		case <-r.Context().Done():
+			return nil, r.Context().Err()
+		}
+	}
 	if x.upload != nil && (x.login || x.bound) {
 		if err := x.keepBody(r); err != nil {
 			return nil, err

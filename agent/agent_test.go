@@ -575,6 +575,35 @@ func TestManyAtOnce(t *testing.T) {
 	}
 }
 
+// TestLoginsTakeTurns: no more than some are on their way at once, and none is lost.
+func TestLoginsTakeTurns(t *testing.T) {
+	const most = 8
+	s := newSite(t, true)
+	a := s.home(t).start(t)
+	var wg sync.WaitGroup
+	for i := range most + 4 {
+		wg.Go(func() {
+			resp, err := http.PostForm(a.url+"/login", url.Values{"username": {fmt.Sprint("user", i)}, "password": {"secret"}, "slow": {"yes"}})
+			if err != nil {
+				t.Error(err)
+				return
+			}
+			defer resp.Body.Close()
+			if resp.StatusCode != http.StatusOK {
+				t.Errorf("status %d", resp.StatusCode)
+			}
+		})
+	}
+	for end := time.Now().Add(10 * time.Second); s.loggingIn.Load() < most && time.Now().Before(end); time.Sleep(time.Millisecond) {
+	}
+	time.Sleep(50 * time.Millisecond)
+	if n := s.loggingIn.Load(); n != most {
+		t.Errorf("%d logins on their way, want %d", n, most)
+	}
+	close(s.let)
+	wg.Wait()
+}
+
 // TestLent: requests that bring no session get one, others keep theirs.
 func TestLent(t *testing.T) {
 	s := newSite(t, true)

@@ -16,6 +16,7 @@ import (
 	"path/filepath"
 	"strings"
 	"sync"
+	"sync/atomic"
 	"testing"
 	"time"
 
@@ -36,6 +37,9 @@ type site struct {
 
 	mu       sync.Mutex
 	sessions map[string]string // token to user
+
+	loggingIn atomic.Int32
+	let       chan struct{} // when it is closed, slow logins go on
 }
 
 type lockedBuffer struct {
@@ -57,8 +61,13 @@ func (l *lockedBuffer) String() string {
 
 func newSite(t testing.TB, bearer bool, rule ...limpet.Rule) *site {
 	t.Helper()
-	s := &site{ServeMux: http.NewServeMux(), log: new(lockedBuffer), sessions: make(map[string]string)}
+	s := &site{ServeMux: http.NewServeMux(), log: new(lockedBuffer), sessions: make(map[string]string), let: make(chan struct{})}
 	s.HandleFunc("POST /login", func(w http.ResponseWriter, r *http.Request) {
+		s.loggingIn.Add(1)
+		defer s.loggingIn.Add(-1)
+		if r.FormValue("slow") != "" {
+			<-s.let
+		}
 		if lang := r.FormValue("lang"); lang != "" { // which says nothing of who is there
 			http.SetCookie(w, &http.Cookie{Name: "lang", Value: lang, Path: "/"})
 		}

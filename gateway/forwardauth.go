@@ -53,17 +53,17 @@ func (g *Gateway) Ask(ctx context.Context, q *Question) *Answer {
 
 func (g *Gateway) ask(ctx context.Context, q *Question, a *Answer) error {
 	if !isTrusted(q.Peer, g.cfg.Trusted) {
-		return g.turnAway(ctx, q, errors.New("asked by no trusted proxy"))
+		return g.turnAway(ctx, q, nil, errors.New("asked by no trusted proxy"))
 	}
 	r, err := q.request(ctx)
 	if err != nil {
-		return g.turnAway(ctx, q, err)
+		return g.turnAway(ctx, q, nil, err)
 	}
 	if name := g.filter.smuggled(r.Header); name != "" {
-		return g.turnAway(ctx, q, fmt.Errorf("the client sends %.64q, which is not its to say", name))
+		return g.turnAway(ctx, q, r, fmt.Errorf("the client sends %.64q, which is not its to say", name))
 	}
 	if upgrades(r.Header) { // what came behind it nobody would ask about
-		return g.turnAway(ctx, q, errors.New("the client asks for another protocol than WebSocket, and the proxy would hand that on"))
+		return g.turnAway(ctx, q, r, errors.New("the client asks for another protocol than WebSocket, and the proxy would hand that on"))
 	}
 	rule, told, err := g.answerable(r)
 	if err != nil {
@@ -217,10 +217,20 @@ func (g *Gateway) Elsewhere() []string {
 // errTurnedAway answers questions that are none. It says no more than that.
 var errTurnedAway = errors.New("no answer")
 
-func (g *Gateway) turnAway(ctx context.Context, q *Question, why error) error {
-	g.log.LogAttrs(ctx, slog.LevelInfo, "limpet: gateway: a proxy is not answered",
-		slog.String("peer", q.Peer),
-		slog.String("why", why.Error()))
+// turnAway reports what is refused before anybody asks the guard; r is nil if no
+// request can be made of it. What strangers ask counts for nothing.
+func (g *Gateway) turnAway(ctx context.Context, q *Question, r *http.Request, why error) error {
+	if !isTrusted(q.Peer, g.cfg.Trusted) {
+		g.log.LogAttrs(ctx, slog.LevelInfo, "limpet: gateway: a proxy is not answered",
+			slog.String("peer", q.Peer),
+			slog.String("why", why.Error()))
+		return errTurnedAway
+	}
+	d := &limpet.Decision{Result: limpet.Refused, Reason: proof.Malformed, Err: why}
+	if r != nil {
+		d.Method, d.Path = r.Method, r.URL.EscapedPath()
+	}
+	g.guard.Report(ctx, d)
 	return errTurnedAway
 }
 
@@ -266,7 +276,7 @@ func (g *Gateway) ForwardAuth(w http.ResponseWriter, r *http.Request) {
 	q, err := question(r)
 	if err != nil && isTrusted(r.RemoteAddr, g.cfg.Trusted) {
 		a := Answer{Client: w.Header()}
-		a.refuse(g.turnAway(r.Context(), q, err))
+		a.refuse(g.turnAway(r.Context(), q, nil, err))
 		a.send(w)
 		return
 	}

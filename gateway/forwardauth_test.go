@@ -1,6 +1,7 @@
 package gateway_test
 
 import (
+	"context"
 	"fmt"
 	"io"
 	"log/slog"
@@ -14,6 +15,7 @@ import (
 
 	"github.com/limpet-auth/limpet"
 	"github.com/limpet-auth/limpet/gateway"
+	"github.com/limpet-auth/limpet/proof"
 	"github.com/limpet-auth/limpet/store/memstore"
 )
 
@@ -356,5 +358,26 @@ func TestUpgradesAskedAbout(t *testing.T) {
 				t.Errorf("%s: %q: %d %s, want %d", kind, tc.sent, w.Code, w.Body, tc.status)
 			}
 		}
+	}
+}
+
+// TestTurnedAwayIsDecided: what is refused before the guard is asked is told of once,
+// and what strangers ask not at all.
+func TestTurnedAwayIsDecided(t *testing.T) {
+	var told []limpet.Decision
+	s := newSite(t, gateway.Config{Trusted: proxies, Decided: func(_ context.Context, d *limpet.Decision) { told = append(told, *d) }})
+	_, path, headers := dialect("forward", "GET", "app.example.com", "/page;a=secret?b=c")
+	if w := asks(s.Gateway, "GET", path, append(headers, "X_Forwarded_Host", "evil.example")...); w.Code != http.StatusForbidden {
+		t.Fatal(w.Code)
+	}
+	if len(told) != 1 || told[0].Result != limpet.Refused || told[0].Reason != proof.Malformed || told[0].Method != "GET" || told[0].Path != "/page;" {
+		t.Errorf("decisions: %+v", told)
+	}
+	told = nil
+	r := httptest.NewRequest("GET", path, nil)
+	r.RemoteAddr = "198.51.100.1:1"
+	w := httptest.NewRecorder()
+	if s.Gateway.ForwardAuth(w, r); w.Code != http.StatusForbidden || told != nil {
+		t.Errorf("a stranger: %d, %+v", w.Code, told)
 	}
 }
