@@ -18,6 +18,7 @@ var imports = map[string][]string{
 	"proof/hwsign":          {"proof"},
 	"proof/dpop":            {"proof"},
 	"oauth":                 {"proof"},
+	"sdk/js":                {},
 	"internal/replay":       {},
 	"internal/incoming":     {"proof"},
 	"internal/outgoing":     {"internal/weakmap", "proof"},

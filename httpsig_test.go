@@ -681,3 +681,50 @@ func TestWellKnown(t *testing.T) {
 		}
 	}
 }
+
+// A browser's script learns which session its cookie is the token of, and by which
+// key; nobody learns more from a cookie that is none.
+func TestWellKnownNamesSession(t *testing.T) {
+	s := newSite(t, Config{Session: Cookie("sid")})
+	h := s.hold("token")
+	if err := s.Bind(httptest.NewRecorder(), httptest.NewRequest("POST", "/login", nil), "unbound", "bob"); err != nil {
+		t.Fatal(err)
+	}
+	ask := func(cookie string) (id, device string) {
+		t.Helper()
+		r := httptest.NewRequest("GET", httpsig.WellKnownPath, nil)
+		if cookie != "" {
+			r.Header.Set("Cookie", cookie)
+		}
+		w := s.serve(r)
+		var doc struct{ ID, Device string }
+		if err := json.Unmarshal(w.Body.Bytes(), &doc); err != nil || w.Code != 200 {
+			t.Fatal(w.Code, w.Body)
+		}
+		return doc.ID, doc.Device
+	}
+	public, err := proof.NewPublicKey(proof.ECDSAP256, &h.device.PublicKey)
+	if err != nil {
+		t.Fatal(err)
+	}
+	if id, device := ask("lang=en; sid=token"); id != httpsig.FormatSession(h.session) || device != thumbprint(public) {
+		t.Errorf("%q, %q", id, device)
+	}
+	if err := s.Rebind(t.Context(), http.Header{}, "token", "next"); err != nil {
+		t.Fatal(err)
+	}
+	if id, device := ask("sid=next"); id != httpsig.FormatSession(s.cfg.Session.ID("next")) || device != thumbprint(public) {
+		t.Errorf("%q, %q", id, device)
+	}
+	for _, cookie := range []string{"", "sid=", "sid=unbound", "sid=unknown", "sid=token; sid=next", "other=token"} {
+		if id, device := ask(cookie); id+device != "" {
+			t.Errorf("%q: %q, %q", cookie, id, device)
+		}
+	}
+	if err := s.Revoke(t.Context(), h.session); err != nil {
+		t.Fatal(err)
+	}
+	if id, device := ask("sid=token"); id+device != "" {
+		t.Errorf("%q, %q of a session that is over", id, device)
+	}
+}

@@ -8,6 +8,7 @@ import (
 	"encoding/base64"
 	"encoding/binary"
 	"encoding/json"
+	"errors"
 	"fmt"
 	"net/http"
 	"sync/atomic"
@@ -150,6 +151,11 @@ func (s *server) agree(d *proof.Delegation, ephemeral *proof.PublicKey, now time
 // routes are protected.
 //
 //	{"key":":…:;exp=1764086400;lease=900","session":"cookie","cookie":"sid","challenge":"…"}
+//
+// To a request with the cookie of a bound session it also names that and its
+// device key: "id" as in Limpet-Session, and "device", the JWK thumbprint. A browser
+// shows its scripts neither the cookie nor the headers of answers to navigations
+// and redirects.
 func (g *Guard) WellKnown() http.Handler { return http.HandlerFunc(g.serveWellKnown) }
 
 func (g *Guard) serveWellKnown(w http.ResponseWriter, r *http.Request) {
@@ -169,9 +175,21 @@ func (g *Guard) serveWellKnown(w http.ResponseWriter, r *http.Request) {
 		Session   string `json:"session"`
 		Cookie    string `json:"cookie,omitempty"`
 		Challenge string `json:"challenge"`
-	}{httpsig.FormatServer(s, nil), "bearer", g.cfg.Session.cookie, s.Challenge}
+		ID        string `json:"id,omitempty"`
+		Device    string `json:"device,omitempty"`
+	}{Key: httpsig.FormatServer(s, nil), Session: "bearer", Cookie: g.cfg.Session.cookie, Challenge: s.Challenge}
 	if doc.Cookie != "" {
 		doc.Session = "cookie"
+		if token, err := g.cfg.Session.Token(r.Header); err == nil && token != "" {
+			b, err := g.Find(r.Context(), g.cfg.Session.ID(token))
+			switch {
+			case err == nil && b.Key != "" && b.alive(now):
+				doc.ID, doc.Device = httpsig.FormatSession(b.Session), b.Key
+			case err != nil && !errors.Is(err, ErrNoSession):
+				Refuse(w, err) // without these a browser would take its key for useless
+				return
+			}
+		}
 	}
 	w.Header().Set("Content-Type", "application/json")
 	w.Header().Set("Cache-Control", "no-store") // the challenge is for minutes

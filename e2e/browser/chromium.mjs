@@ -1,4 +1,6 @@
 // Starts the Chromium that the tests look through.
+import http from "node:http";
+import https from "node:https";
 import { chromium } from "playwright-core";
 
 // Each *.test leads to this machine, so that sites and their subdomains are there.
@@ -34,4 +36,18 @@ export async function launch(profile, { dbsc = false, features = [], args = [], 
 // picture keeps a screenshot with the test's artifacts.
 export async function picture(page, name) {
   await page.screenshot({ path: `${process.env.LIMPET_ARTIFACTS}/${name}.png`, fullPage: true });
+}
+
+// ask sends a GET that no browser has a hand in, and returns its status and text.
+// Names of the URL's lead to this machine, and every certificate will do.
+export function ask(url, headers = {}) {
+  const { host, hostname, pathname, port, protocol, search } = new URL(url);
+  const to = { host: hostname === "localhost" ? hostname : "127.0.0.1", port, servername: hostname, path: pathname + search, headers: { Host: host, ...headers }, rejectUnauthorized: false };
+  return new Promise((ok, fail) => {
+    (protocol === "https:" ? https : http).get(to, (r) => {
+      let text = "";
+      r.on("data", (part) => (text += part));
+      r.on("end", () => ok({ status: r.statusCode, text }));
+    }).on("error", fail);
+  });
 }
