@@ -146,11 +146,18 @@ func (s *server) agree(d *proof.Delegation, ephemeral *proof.PublicKey, now time
 
 // WellKnown serves [httpsig.WellKnownPath]: what clients need to know of the
 // server before their first request, for those that did not see it in the answer
-// to their login. [Guard.Protect] serves it too; mount this where only some
-// routes are protected.
+// to their login. With [Config].Browsers it serves what is below that path as well, for
+// browsers: mount it there too. [Guard.Protect] serves all of it; mount this where
+// only some routes are protected.
 //
-//	{"key":":…:;exp=1764086400;lease=900","session":"cookie","cookie":"sid","challenge":"…"}
-func (g *Guard) WellKnown() http.Handler { return http.HandlerFunc(g.serveWellKnown) }
+//	{"key":":…:;exp=1764086400;lease=900","session":"cookie","cookie":"sid","challenge":"…","refresh":"/.well-known/limpet/cookie"}
+func (g *Guard) WellKnown() http.Handler {
+	return http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
+		if !g.browser(w, r) {
+			g.serveWellKnown(w, r)
+		}
+	})
+}
 
 func (g *Guard) serveWellKnown(w http.ResponseWriter, r *http.Request) {
 	if r.Method != http.MethodGet && r.Method != http.MethodHead {
@@ -169,9 +176,13 @@ func (g *Guard) serveWellKnown(w http.ResponseWriter, r *http.Request) {
 		Session   string `json:"session"`
 		Cookie    string `json:"cookie,omitempty"`
 		Challenge string `json:"challenge"`
-	}{httpsig.FormatServer(s, nil), "bearer", g.cfg.Session.cookie, s.Challenge}
+		Refresh   string `json:"refresh,omitempty"`
+	}{Key: httpsig.FormatServer(s, nil), Session: "bearer", Cookie: g.cfg.Session.cookie, Challenge: s.Challenge}
 	if doc.Cookie != "" {
 		doc.Session = "cookie"
+	}
+	if g.browsers != nil {
+		doc.Refresh = cookiePath
 	}
 	w.Header().Set("Content-Type", "application/json")
 	w.Header().Set("Cache-Control", "no-store") // the challenge is for minutes
