@@ -58,3 +58,20 @@ func TestCheckAllocatesOnHTTPSig(t *testing.T) {
 		}
 	}
 }
+
+// So does a request with a bound cookie.
+func TestCheckAllocatesOnBoundCookie(t *testing.T) {
+	s := newBrowserSite(t, Config{Decided: func(context.Context, *Decision) {}})
+	c := s.bound("5UbLkmIlm0nEvlGjPCMbpvDnbjRxjLnFmy9gQ0hCJbw")
+	m := incoming.Message(c.request("GET", "/me"))
+	var req Request
+	n := testing.AllocsPerRun(1000, func() {
+		req.Message, req.Token = m, c.token
+		if _, err := s.Check(context.Background(), &req, Rule{}, nil); err != nil {
+			t.Fatal(err)
+		}
+	})
+	if n > 0 {
+		t.Errorf("a check allocates %v times", n)
+	}
+}

@@ -16,7 +16,9 @@ var imports = map[string][]string{
 	"proof":                 {},
 	"proof/httpsig":         {"proof"},
 	"proof/hwsign":          {"proof"},
-	"proof/dpop":            {"proof"},
+	"proof/internal/jose":   {"proof"},
+	"proof/dpop":            {"proof", "proof/internal/jose"},
+	"proof/dbsc":            {"proof", "proof/internal/jose"},
 	"oauth":                 {"proof"},
 	"sdk/js":                {},
 	"internal/replay":       {},
@@ -34,23 +36,23 @@ var imports = map[string][]string{
 	"hwkey/tpmkey":          {"hwkey", "hwkey/internal/keydir"},
 	"keyring":               {"hwkey", "internal/private"},
 	"handshake":             {"hwkey", "internal/private", "keyring"},
-	"":                      {"internal/incoming", "internal/weakmap", "proof", "proof/httpsig", "proof/hwsign", "proof/dpop"},
+	"":                      {"internal/incoming", "internal/weakmap", "proof", "proof/httpsig", "proof/hwsign", "proof/dpop", "proof/dbsc", "proof/internal/jose", "sdk/js"},
 	"channel":               {"hwkey", "internal/incoming", "internal/outgoing", "internal/private", "internal/replay", "internal/weakmap", "keyring", "proof", "proof/httpsig"},
-	"client":                {"hwkey", "internal/outgoing", "internal/weakmap", "proof", "proof/httpsig", "proof/hwsign", "proof/dpop"},
-	"limpettest":            {"", "internal/incoming", "internal/weakmap", "hwkey", "proof", "proof/httpsig", "proof/hwsign", "proof/dpop"},
+	"client":                {"hwkey", "internal/outgoing", "internal/weakmap", "proof", "proof/httpsig", "proof/hwsign", "proof/dpop", "proof/internal/jose"},
+	"limpettest":            {"", "internal/incoming", "internal/weakmap", "hwkey", "proof", "proof/httpsig", "proof/hwsign", "proof/dpop", "proof/dbsc", "proof/internal/jose", "sdk/js"},
 	"limpettest/vectors":    {},
-	"internal/admin":        {"", "internal/incoming", "internal/weakmap", "proof", "proof/httpsig", "proof/hwsign", "proof/dpop"},
-	"internal/telemetry":    {"", "internal/incoming", "internal/weakmap", "proof", "proof/httpsig", "proof/hwsign", "proof/dpop"},
-	"internal/gatewaybench": {"client", "hwkey", "hwkey/internal/keydir", "hwkey/softkey", "internal/outgoing", "internal/private", "internal/weakmap", "proof", "proof/httpsig", "proof/hwsign", "proof/dpop"},
-	"internal/authserver":   {"", "internal/incoming", "internal/weakmap", "proof", "proof/httpsig", "proof/hwsign", "proof/dpop"},
-	"agent":                 {"client", "hwkey", "internal/incoming", "internal/outgoing", "internal/private", "internal/relay", "internal/weakmap", "proof", "proof/httpsig", "proof/hwsign", "proof/dpop"},
-	"gateway":               {"", "internal/incoming", "internal/relay", "internal/weakmap", "proof", "proof/httpsig", "proof/hwsign", "proof/dpop"},
-	"gateway/extauthz":      {"", "gateway", "internal/incoming", "internal/relay", "internal/weakmap", "proof", "proof/httpsig", "proof/hwsign", "proof/dpop"},
+	"internal/admin":        {"", "internal/incoming", "internal/weakmap", "proof", "proof/httpsig", "proof/hwsign", "proof/dpop", "proof/dbsc", "proof/internal/jose", "sdk/js"},
+	"internal/telemetry":    {"", "internal/incoming", "internal/weakmap", "proof", "proof/httpsig", "proof/hwsign", "proof/dpop", "proof/dbsc", "proof/internal/jose", "sdk/js"},
+	"internal/gatewaybench": {"client", "hwkey", "hwkey/internal/keydir", "hwkey/softkey", "internal/outgoing", "internal/private", "internal/weakmap", "proof", "proof/httpsig", "proof/hwsign", "proof/dpop", "proof/internal/jose"},
+	"internal/authserver":   {"", "internal/incoming", "internal/weakmap", "proof", "proof/httpsig", "proof/hwsign", "proof/dpop", "proof/dbsc", "proof/internal/jose", "sdk/js"},
+	"agent":                 {"client", "hwkey", "internal/incoming", "internal/outgoing", "internal/private", "internal/relay", "internal/weakmap", "proof", "proof/httpsig", "proof/hwsign", "proof/dpop", "proof/internal/jose"},
+	"gateway":               {"", "internal/incoming", "internal/relay", "internal/weakmap", "proof", "proof/httpsig", "proof/hwsign", "proof/dpop", "proof/dbsc", "proof/internal/jose", "sdk/js"},
+	"gateway/extauthz":      {"", "gateway", "internal/incoming", "internal/relay", "internal/weakmap", "proof", "proof/httpsig", "proof/hwsign", "proof/dpop", "proof/dbsc", "proof/internal/jose", "sdk/js"},
 	"cmd/limpet":            {"*"},
 }
 
 // The library must not drag heavy modules into its users' builds.
-var light = []string{"", "proof", "proof/httpsig", "proof/hwsign", "proof/dpop", "client", "hwkey", "keyring", "handshake", "store/memstore"}
+var light = []string{"", "proof", "proof/httpsig", "proof/hwsign", "proof/dpop", "proof/dbsc", "client", "hwkey", "keyring", "handshake", "store/memstore"}
 
 const module = "github.com/limpet-auth/limpet"
 

@@ -28,7 +28,23 @@ type Binding struct {
 	// route asks for one. It is the request's, not the session's.
 	Client string
 
-	device *proof.PublicKey // nil for Level None
+	device  *proof.PublicKey // nil for Level None
+	offered bool             // a browser may register a key for it, see registration
+}
+
+// rootID returns the session of the login.
+func (b *Binding) rootID() ID {
+	if b.Root != (ID{}) {
+		return b.Root
+	}
+	return b.Session
+}
+
+// registered returns the binding to the key that a browser registered.
+func (b *Binding) registered(r *registration) *Binding {
+	with := *b
+	with.Level, with.Key, with.device = Browser, thumbprintOf(r.key), r.key
+	return &with
 }
 
 // alive reports whether the session is neither over nor revoked.
@@ -36,11 +52,13 @@ func (b *Binding) alive(now time.Time) bool {
 	return b.Ended.IsZero() && now.Before(b.Expires)
 }
 
-// recordVersion is the first byte of every record, but for bindings with a root,
-// which have the next number. A change of layout takes one of its own.
+// recordVersion is the first byte of every record. That of a binding is more with a
+// root, and more again if a browser was offered to register a key. A change of
+// layout takes a number of its own.
 const (
 	recordVersion = 1
-	rootedVersion = 2
+	withRoot      = 1
+	withOffer     = 2
 )
 
 var errRecord = errors.New("limpet: unreadable record in the store")
@@ -65,7 +83,10 @@ func (b *Binding) encode() []byte {
 	rooted := b.Root != ID{}
 	version := byte(recordVersion)
 	if rooted {
-		version = rootedVersion
+		version += withRoot
+	}
+	if b.offered {
+		version += withOffer
 	}
 	out := make([]byte, 0, 24+len(b.User)+len(key)+len(b.Root))
 	out = append(out, version, byte(level), byte(alg))
@@ -85,10 +106,12 @@ func decodeBinding(session ID, rec []byte) (*Binding, error) {
 	version, level, alg := r.byte(), r.byte(), proof.Algorithm(r.byte())
 	b := &Binding{Session: session, Created: r.time(), Expires: r.time(), Ended: r.time(), User: string(r.bytes())}
 	key := r.bytes()
-	if version == rootedVersion {
+	with := version - recordVersion
+	b.offered = with&withOffer != 0
+	if with&withRoot != 0 {
 		copy(b.Root[:], r.take(uint64(len(b.Root))))
 	}
-	if r.failed || len(r.rest) > 0 || version != recordVersion && version != rootedVersion || int(level) >= len(levelBytes) {
+	if r.failed || len(r.rest) > 0 || with > withRoot+withOffer || int(level) >= len(levelBytes) {
 		return nil, errRecord
 	}
 	b.Level = levelBytes[level]

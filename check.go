@@ -27,6 +27,9 @@ type Request struct {
 
 	format Format // what carried its proof, as far as anybody looked
 
+	proofOnly bool   // a bound cookie does not count
+	skipped   string // why the browser says that it sent no bound cookie; "" if it does not
+
 	// TLS is the connection the request came on, nil if TLS ends elsewhere or
 	// there is none. Each connection has a value of its own, which is not used
 	// again for another: what was derived for it is found by its address.
@@ -56,7 +59,7 @@ func (g *Guard) Check(ctx context.Context, r *Request, rule Rule, response map[s
 	if g.listens(ctx) {
 		start = time.Now()
 	}
-	r.Session, r.format = ID{}, NoProof
+	r.Session, r.format, r.skipped = ID{}, NoProof, ""
 	b, err := g.check(ctx, r, rule, response)
 	if err == nil {
 		if rule.Client != NoClient {
@@ -73,6 +76,9 @@ func (g *Guard) Check(ctx context.Context, r *Request, rule Rule, response map[s
 		refusal = &proof.Refusal{Reason: proof.Unavailable, Err: err} // nobody has judged the request
 	}
 	r.Digest = nil
+	if r.skipped != "" {
+		g.Report(ctx, &Decision{Result: Skipped, Cause: r.skipped, Session: r.Session, Method: r.Method, Path: r.Path})
+	}
 	g.decided(ctx, r, nil, refusal, rule.refuses(), start)
 	if rule.Mode == Observe {
 		return unbound, nil
@@ -134,21 +140,28 @@ func (g *Guard) check(ctx context.Context, r *Request, rule Rule, response map[s
 		return unbound, nil
 	case s.key != "" && !s.binding.alive(now): // others' tokens are not ours to judge
 		return nil, &proof.Refusal{Reason: proof.SessionEnded, Detail: "the session is over or was revoked"}
+	case s.registered() && g.browsers == nil: // nobody asks for its key any more, and without it everybody could come
+		return nil, &proof.Refusal{Reason: proof.SessionEnded, Detail: "the session was bound by a browser, and browsers are not asked any more"}
 	case s.certificate != nil && !s.certified(r.TLS):
 		return nil, &proof.Refusal{Reason: proof.Required, Detail: "the token is bound to another client certificate"}
 	case s.certificate != nil && s.thumbprint == nil:
 		r.format = ByCertificate // the handshake was the proof
 	case !s.bound():
 		if rule.Mode != Prefer {
-			return nil, &proof.Refusal{Reason: proof.SessionUnbound, Detail: "the session has no device key"}
+			return nil, g.awaited(r, s, &proof.Refusal{Reason: proof.SessionUnbound, Detail: "the session has no device key"}, now)
 		}
 	default:
-		if err := g.prove(ctx, r, s, rule, now, response); err != nil {
+		err := g.prove(ctx, r, s, rule, now, response)
+		switch {
+		case err == nil:
+		case s.justRegistered(now) && reasonFor(err) == proof.Required && rule.Mode == Prefer && None.AtLeast(rule.MinLevel):
+			return s.before, nil
+		default:
 			return nil, err
 		}
 	}
 	if !s.binding.Level.AtLeast(rule.MinLevel) {
-		return nil, &proof.Refusal{Reason: proof.LevelTooLow, Detail: "the session's level is " + string(s.binding.Level)}
+		return nil, g.awaited(r, s, &proof.Refusal{Reason: proof.LevelTooLow, Detail: "the session's level is " + string(s.binding.Level)}, now)
 	}
 	return s.binding, nil
 }
@@ -158,6 +171,7 @@ type checking struct {
 	proof  proof.Proof
 	id     []byte
 	body   [sha256.Size]byte
+	cookie cookieRoom
 	secret []byte // agreed just now; nil if none was
 }
 
@@ -182,7 +196,10 @@ func (g *Guard) prove(ctx context.Context, r *Request, s *session, rule Rule, no
 		return err
 	}
 	if wire == nil {
-		return &proof.Refusal{Reason: proof.Required, Detail: "a bound session without a proof"}
+		return g.byCookie(r, s, rule, now, response, &c.cookie)
+	}
+	if r.proofOnly && r.format != RFC9421 {
+		return &proof.Refusal{Reason: proof.Required, Detail: "a bound cookie is for clients on Limpet's own wire"}
 	}
 	device := s.deviceFor(p)
 	if device == nil {

@@ -171,6 +171,16 @@ type Config struct {
 	// for them: a channel.Server.
 	Clients Clients
 
+	// Browsers has browsers bind the sessions of their logins themselves (W3C Device
+	// Bound Session Credentials), where the login brings no device key, and gives
+	// clients of Limpet's own wire that ask for it a cookie of ten minutes, for
+	// requests that cannot carry a proof. Such a cookie, __Host-limpet, admits a bound
+	// session where the rule asks for no more than freshness by nonce or timestamp.
+	// Sessions must be in a cookie that reaches [httpsig.WellKnownPath], and the
+	// guard must answer below that. To take it back ends the sessions that browsers
+	// have bound.
+	Browsers bool
+
 	// SealKey is the 32-byte key that secrets in the store are sealed under.
 	// Keep it outside the store, and the same on all servers that share one.
 	// If it is nil a random one is made: after a restart clients then
@@ -197,6 +207,9 @@ func (c *Config) setDefaults() error {
 	}
 	if c.Store == nil {
 		return errors.New("limpet: Config.Store is not set")
+	}
+	if c.Browsers && c.Session.cookie == "" {
+		return errors.New("limpet: Config.Browsers is for sessions in a cookie: browsers keep keys for no other")
 	}
 	if c.Lease == 0 {
 		c.Lease = 15 * time.Minute

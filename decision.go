@@ -21,6 +21,7 @@ type Decision struct {
 	Reason proof.Reason // why not; "" if nothing was refused
 	Err    error        // the same at length, for the operator; nil if Reason is ""
 	Format Format       // what carried the proof
+	Cause  string       // of Skipped and Ended, in a word of a small set; see those
 
 	Method string // "" where no request was there
 	Path   string // as the client sent it, without the query and, in its segments, what follows a ";": tokens may be there
@@ -60,6 +61,14 @@ const (
 	Bound   Result = "bound"   // a login's session, to a device key or at level None
 	Rebound Result = "rebound" // to the token that the app replaced its own by
 	Revoked Result = "revoked"
+
+	// Of what browsers do where Config.Browsers is set. Whether a browser can do it
+	// at all shows in how many of the offered sessions are completed.
+	Offered   Result = "offered"   // the browser of a login may register a key for its session
+	Completed Result = "completed" // it has
+	Refreshed Result = "refreshed" // it has got a new bound cookie
+	Skipped   Result = "skipped"   // it has sent a request without: "unreachable", "server_error", "quota_exceeded", "other"
+	Ended     Result = "ended"     // it was told to forget the session: "ended", "other-login", "unknown"
 )
 
 // Format says what carried a proof.
@@ -73,6 +82,8 @@ const (
 	DPoP          Format = "dpop"
 	ByCertificate Format = "certificate" // of the TLS client (RFC 8705)
 	ByChannel     Format = "channel"     // a client of package channel, instead of a session
+	ByCookie      Format = "cookie"      // the bound cookie, by which a browser has proven its key in the last minutes
+	DBSC          Format = "dbsc"        // a registration or refresh of a browser's key
 )
 
 // internalError is the reason of errors that are no refusals. [Refuse] answers
@@ -107,7 +118,8 @@ func (g *Guard) Report(ctx context.Context, d *Decision) {
 // level returns the level that a decision is logged at: what happens all the time
 // is for those who ask.
 func (r Result) level() slog.Level {
-	if r == Admitted || r == Rebound {
+	switch r {
+	case Admitted, Rebound, Offered, Refreshed:
 		return slog.LevelDebug
 	}
 	return slog.LevelInfo
@@ -117,13 +129,14 @@ const hashPrefix = 12 // characters of a hash in the log, 72 bits
 
 // attrs returns what the log says of a decision.
 func (d *Decision) attrs() []slog.Attr {
-	attrs := make([]slog.Attr, 0, 11)
+	attrs := make([]slog.Attr, 0, 12)
 	text := func(name, value string) {
 		if value != "" {
 			attrs = append(attrs, slog.String(name, value))
 		}
 	}
 	text("reason", string(d.Reason))
+	text("cause", d.Cause)
 	if d.Err != nil {
 		text("why", d.Err.Error())
 	}
@@ -147,10 +160,7 @@ func (d *Decision) attrs() []slog.Attr {
 
 // identify fills in who a session belongs to.
 func (d *Decision) identify(b *Binding) {
-	if d.Session = b.Session; b.Root != (ID{}) {
-		d.Session = b.Root
-	}
-	d.User, d.Level, d.Key, d.Client = b.User, b.Level, b.Key, b.Client
+	d.Session, d.User, d.Level, d.Key, d.Client = b.rootID(), b.User, b.Level, b.Key, b.Client
 }
 
 // listens reports whether somebody wants to know of requests that are admitted.

@@ -35,6 +35,7 @@ type Guard struct {
 
 	server   server
 	channels channels
+	browsers *browsers // nil without Config.Browsers
 }
 
 var (
@@ -69,15 +70,20 @@ func New(cfg Config) (*Guard, error) {
 	if err != nil {
 		return nil, err
 	}
-	return &Guard{cfg: cfg, rules: rules, seal: seal, now: time.Now,
-		server: server{sealKey: cfg.SealKey, lease: cfg.Lease}}, nil
+	g := &Guard{cfg: cfg, rules: rules, seal: seal, now: time.Now,
+		server: server{sealKey: cfg.SealKey, lease: cfg.Lease}}
+	if cfg.Browsers {
+		g.browsers = newBrowsers(&g.server)
+	}
+	return g, nil
 }
 
 // Bind binds the session with this token, which the app has just made for
 // user, to the device key that the login request brings. A request without a
 // device key gives a session of level None, which a guard knows and can revoke
 // but does not demand proofs of; to bind that again, for the same user and without
-// a device key, changes nothing.
+// a device key, changes nothing. With [Config].Browsers the browser that logs in is
+// offered to keep a key for it: from when it does, the level is Browser.
 //
 // Where the wire has a proof of possession at login, which hw-sign has not, the
 // request must be signed by the device key, so that nobody binds a key they do
@@ -96,6 +102,9 @@ func (g *Guard) Bind(w http.ResponseWriter, r *http.Request, token, user string)
 		d.Result = WouldRefuse
 	}
 	g.Report(r.Context(), &d)
+	if err == nil && b.offered {
+		g.invite(r.Context(), w.Header(), b, b.Created)
+	}
 	return err
 }
 
@@ -116,6 +125,8 @@ func (g *Guard) bind(w http.ResponseWriter, r *http.Request, m *proof.Message, t
 	b := &Binding{Session: g.cfg.Session.ID(token), User: user, Level: None, Created: now, Expires: now.Add(g.cfg.Lifetime)}
 	if offer != nil {
 		b.Level, b.Key, b.device = offer.Level, thumbprintOf(offer.Key), offer.Key
+	} else {
+		b.offered = g.offers(r)
 	}
 	// The index first: a session is then never bound without its user's list
 	// knowing, and an index entry without a session harms nobody.
@@ -128,7 +139,9 @@ func (g *Guard) bind(w http.ResponseWriter, r *http.Request, m *proof.Message, t
 		return nil, wire, unavailable("bind", err)
 	}
 	if !added {
-		return b, wire, g.boundBefore(r.Context(), b)
+		err := g.boundBefore(r.Context(), b)
+		b.offered = false
+		return b, wire, err
 	}
 	if wire == nil {
 		return b, nil, nil
@@ -232,6 +245,9 @@ func (g *Guard) revoke(ctx context.Context, session ID) (*Binding, error) {
 			return b, unavailable("revoke", err)
 		}
 	}
+	if told, err := g.withRegistration(ctx, b); err == nil { // for the log
+		b = told
+	}
 	return b, nil
 }
 
@@ -282,6 +298,7 @@ func (g *Guard) Sessions(ctx context.Context, yield func(*Binding) bool) error {
 	if !ok {
 		return errors.New("limpet: sessions: this store cannot list sessions")
 	}
+	var failed error
 	err := list.List(ctx, "b:", func(key string, rec []byte) bool {
 		id, ok := bindingID(key)
 		if !ok {
@@ -291,12 +308,32 @@ func (g *Guard) Sessions(ctx context.Context, yield func(*Binding) bool) error {
 		if err != nil || !b.alive(g.now()) || b.Root != (ID{}) {
 			return true
 		}
+		if b, failed = g.withRegistration(ctx, b); failed != nil {
+			return false
+		}
 		return yield(b)
 	})
-	if err != nil {
+	if err = errors.Join(err, failed); err != nil {
 		return unavailable("sessions", err)
 	}
 	return nil
+}
+
+// withRegistration returns the binding as it is with the key that a browser may
+// have registered.
+func (g *Guard) withRegistration(ctx context.Context, b *Binding) (*Binding, error) {
+	if !b.offered {
+		return b, nil
+	}
+	rec, found, err := g.cfg.Store.Get(ctx, registrationKey(b.rootID()))
+	if err != nil || !found {
+		return b, err
+	}
+	r, err := decodeRegistration(rec)
+	if err != nil {
+		return b, nil // as Get has it who asks for this one
+	}
+	return b.registered(r), nil
 }
 
 // Keys of the records. Those that a usual request touches carry its session's
@@ -304,13 +341,20 @@ func (g *Guard) Sessions(ctx context.Context, yield func(*Binding) bool) error {
 // several sessions, so what it spent and delegated to belongs to none of them.
 //
 //	b:{session}               the binding
+//	r:{session}               the key that a browser registered for it
+//	c:{session}hash           a challenge that a browser has used
 //	e:{session}slot           an ephemeral key, slot 0 to 7
 //	n:{session}hash           a spent value with a MAC, where the store is no Spender
 //	n:hash                    a spent value with a signature, likewise
 //	d:device                  what a device key, hashed, delegated to; see used
 //	u:hash:session            index of a user's sessions
 func bindingKey(id ID) string        { return "b:{" + id.String() + "}" }
+func registrationKey(id ID) string   { return "r:{" + id.String() + "}" }
 func slotKey(id ID, slot int) string { return "e:{" + id.String() + "}" + string(rune('0'+slot)) }
+
+func challengeKey(id ID, challenge string) string {
+	return "c:{" + id.String() + "}" + hashed([]byte(challenge))
+}
 
 func spentKey(id ID, p *proof.Proof, replayID []byte) string {
 	if p.Signer() == nil {

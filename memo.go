@@ -6,6 +6,7 @@ import (
 	"crypto/sha256"
 	"encoding/binary"
 	"sync/atomic"
+	"time"
 
 	"github.com/limpet-auth/limpet/proof"
 )
@@ -22,7 +23,11 @@ type session struct {
 	rec      []byte // the record that binding was read from
 	root     string // the key of its root's record; "" if it has none
 	rootRec  []byte // that record; nil if it is not there
+	reg      string // the key of the record of a browser's registration; "" if there can be none
+	regRec   []byte // that record; nil if it is not there
 	binding  *Binding
+	before   *Binding  // what it was before a browser registered a key; nil if none did
+	since    time.Time // when that was
 	slotKeys [slots]string
 	slots    [slots]atomic.Pointer[decodedSlot]
 
@@ -86,25 +91,54 @@ func (g *Guard) session(ctx context.Context, id ID) (*session, error) {
 	if known != nil && !bytes.Equal(known.rec, rec) {
 		known = nil
 	}
-	if known != nil && known.root == "" {
+	if known != nil && known.root == "" && known.reg == "" {
 		return known, nil
 	}
-	s, err := readSession(id, key, rec)
+	s := known
+	if s == nil {
+		if s, err = readSession(id, key, rec); err != nil {
+			return nil, err
+		}
+	}
+	root, err := g.beside(ctx, s.root)
 	if err != nil {
 		return nil, err
 	}
-	if s.root != "" {
-		root, _, err := g.cfg.Store.Get(ctx, s.root)
-		if err != nil {
-			return nil, unavailable("binding", err)
-		}
-		if known != nil && bytes.Equal(known.rootRec, root) {
+	reg, err := g.beside(ctx, s.reg)
+	if err != nil {
+		return nil, err
+	}
+	if known != nil {
+		if bytes.Equal(known.rootRec, root) && bytes.Equal(known.regRec, reg) {
 			return known, nil
 		}
+		if s, err = readSession(id, key, rec); err != nil {
+			return nil, err
+		}
+	}
+	if s.root != "" {
 		s.under(root)
+	}
+	if len(reg) > 0 {
+		if err := s.register(reg); err != nil {
+			return nil, err
+		}
 	}
 	place.Store(s)
 	return s, nil
+}
+
+// beside returns a record that a binding's is read with, nil if it is not there or
+// has no key.
+func (g *Guard) beside(ctx context.Context, key string) ([]byte, error) {
+	if key == "" {
+		return nil, nil
+	}
+	rec, _, err := g.cfg.Store.Get(ctx, key)
+	if err != nil {
+		return nil, unavailable("binding", err)
+	}
+	return rec, nil
 }
 
 func readSession(id ID, key string, rec []byte) (*session, error) {
@@ -115,6 +149,9 @@ func readSession(id ID, key string, rec []byte) (*session, error) {
 	s := &session{id: id, key: key, rec: rec, binding: b}
 	if b.Root != (ID{}) {
 		s.root = bindingKey(b.Root)
+	}
+	if b.offered {
+		s.reg = registrationKey(b.rootID())
 	}
 	for slot := range slots {
 		s.slotKeys[slot] = slotKey(id, slot)
@@ -134,6 +171,30 @@ func (s *session) under(root []byte) {
 		s.binding.Ended = b.Ended
 	}
 }
+
+// register makes the session that of the key which a browser registered.
+func (s *session) register(rec []byte) error {
+	s.regRec = rec
+	r, err := decodeRegistration(rec)
+	if err != nil {
+		return unavailable("registration", err)
+	}
+	s.before, s.since = s.binding, r.at
+	s.binding = s.before.registered(r)
+	return nil
+}
+
+// registered reports whether the session's key is one that a browser registered.
+func (s *session) registered() bool { return s.before != nil }
+
+// justRegistered reports whether requests are on their way that were sent before.
+func (s *session) justRegistered(now time.Time) bool {
+	age := now.Sub(s.since)
+	return s.registered() && age < grace && age > -skew
+}
+
+// rootID returns the session of the login.
+func (s *session) rootID() ID { return s.binding.rootID() }
 
 // ephemeralKey returns the ephemeral key that a proof names, nil if the session
 // has none of that name. Proofs that say their algorithm are of wires whose keys

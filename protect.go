@@ -17,7 +17,8 @@ import (
 
 // Protect returns a handler that admits to next what the guard admits, by the
 // rule of the request's route, and answers the rest with [Refuse]. next finds
-// the binding with [FromContext]. It answers [httpsig.WellKnownPath] itself.
+// the binding with [FromContext]. It answers [httpsig.WellKnownPath] itself, and
+// with [Config].Browsers what is below that.
 //
 // The route that logs people in belongs outside: a browser that still has the
 // cookie of a session that is over must be able to begin a new one.
@@ -25,6 +26,9 @@ func (g *Guard) Protect(next http.Handler) http.Handler {
 	return http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
 		if r.URL.Path == httpsig.WellKnownPath {
 			g.serveWellKnown(w, r)
+			return
+		}
+		if g.browser(w, r) {
 			return
 		}
 		admitted, err := g.admitRouted(w.Header(), r)
@@ -62,13 +66,18 @@ var errTarget = &proof.Refusal{Reason: proof.Malformed, Detail: "a target that c
 // response, the header of the answer, also if the request is refused. The error
 // is a *[proof.Refusal]; answer with [Refuse].
 func (g *Guard) Admit(response http.Header, r *http.Request, rule Rule) (*http.Request, error) {
+	return g.admitRequest(response, r, rule, false)
+}
+
+// admitRequest is Admit; with proofOnly a bound cookie is no proof.
+func (g *Guard) admitRequest(response http.Header, r *http.Request, rule Rule, proofOnly bool) (*http.Request, error) {
 	if !incoming.Plain(r) {
 		return g.unread(r, Rule{}, errTarget)
 	}
 	token, err := g.cfg.Session.Token(r.Header)
 	req := requests.Get().(*Request)
 	defer requests.Put(req)
-	*req = Request{Message: incoming.Message(r), Token: token, tokenErr: err, TLS: r.TLS}
+	*req = Request{Message: incoming.Message(r), Token: token, tokenErr: err, TLS: r.TLS, proofOnly: proofOnly}
 	if rule.Client != NoClient {
 		req.Client, req.clientErr = g.cfg.Clients.Client(response, r)
 	}
@@ -140,7 +149,8 @@ func FromContext(ctx context.Context) *Binding {
 
 // Refuse answers a request that is not admitted: the status that fits err's
 // [proof.Reason], which is named in WWW-Authenticate on 401, and as JSON
-// {"message","reason"}. Nothing else of err reaches the peer. An err that is no
+// {"message","reason"}. A browser that has followed a link gets a page instead, if it
+// can do something about the refusal. Nothing else of err reaches the peer. An err that is no
 // *[proof.Refusal] is answered with 500.
 func Refuse(w http.ResponseWriter, err error) {
 	var refusal *proof.Refusal
@@ -158,7 +168,9 @@ func Refuse(w http.ResponseWriter, err error) {
 	case http.StatusServiceUnavailable:
 		h.Set("Retry-After", "1")
 	}
-	incoming.Answer(w, code, reason, message)
+	if !sendBack(w, code, err) {
+		incoming.Answer(w, code, reason, message)
+	}
 }
 
 func status(reason proof.Reason) int {

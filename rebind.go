@@ -38,15 +38,21 @@ func (g *Guard) rebind(ctx context.Context, response http.Header, token, next st
 	if err := g.bindable(next); err != nil {
 		return nil, fmt.Errorf("limpet: rebind: %w", err)
 	}
-	old, err := g.Find(ctx, g.cfg.Session.ID(token))
+	s, err := g.session(ctx, g.cfg.Session.ID(token))
 	if err != nil {
 		return nil, err
 	}
-	now := g.now()
+	if s == nil {
+		return nil, ErrNoSession
+	}
+	old, now := s.binding, g.now()
 	if !old.alive(now) {
 		return nil, &proof.Refusal{Reason: proof.SessionEnded, Detail: "the session ended before its token was replaced"}
 	}
 	b := *old
+	if s.registered() {
+		b = *s.before // the registration is the root's
+	}
 	b.Session = g.cfg.Session.ID(next)
 	if b.Root == (ID{}) {
 		b.Root = old.Session
@@ -67,15 +73,19 @@ func (g *Guard) rebind(ctx context.Context, response http.Header, token, next st
 			}
 		}
 	}
+	if s.registered() {
+		b.Level, b.Key, b.device = old.Level, old.Key, old.device
+		return &b, nil
+	}
 	if b.device == nil {
 		return &b, nil
 	}
-	s, err := g.server.describe(now)
+	self, err := g.server.describe(now)
 	if err != nil {
 		return nil, unavailable("rebind", err)
 	}
 	for _, wire := range wires {
-		wire.Bound(response, b.Session, s)
+		wire.Bound(response, b.Session, self)
 	}
 	return &b, nil
 }

@@ -219,7 +219,12 @@ func TestRecordVersions(t *testing.T) {
 	if err != nil || rooted[0] != 2 || got.Root != b.Root || got.User != "alice" {
 		t.Errorf("%+v, %v", got, err)
 	}
-	for _, bad := range [][]byte{rooted[:len(rooted)-1], append(slices.Clone(rooted), 0), append([]byte{1}, rooted[1:]...), append([]byte{2}, rec[1:]...), append([]byte{3}, rec[1:]...)} {
+	b.offered = true
+	offered := b.encode()
+	if got, err := decodeBinding(b.Session, offered); err != nil || offered[0] != 4 || !got.offered || got.Root != b.Root {
+		t.Errorf("%+v, %v", got, err)
+	}
+	for _, bad := range [][]byte{rooted[:len(rooted)-1], append(slices.Clone(rooted), 0), append([]byte{1}, rooted[1:]...), append([]byte{2}, rec[1:]...), append([]byte{4}, rec[1:]...), append([]byte{5}, rooted[1:]...), append([]byte{0}, rec[1:]...)} {
 		if _, err := decodeBinding(b.Session, bad); err == nil {
 			t.Errorf("%x is read", bad)
 		}

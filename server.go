@@ -147,16 +147,23 @@ func (s *server) agree(d *proof.Delegation, ephemeral *proof.PublicKey, now time
 
 // WellKnown serves [httpsig.WellKnownPath]: what clients need to know of the
 // server before their first request, for those that did not see it in the answer
-// to their login. [Guard.Protect] serves it too; mount this where only some
-// routes are protected.
+// to their login. With [Config].Browsers it serves what is below that path as well, for
+// browsers: mount it there too. [Guard.Protect] serves all of it; mount this where
+// only some routes are protected.
 //
-//	{"key":":…:;exp=1764086400;lease=900","session":"cookie","cookie":"sid","challenge":"…"}
+//	{"key":":…:;exp=1764086400;lease=900","session":"cookie","cookie":"sid","challenge":"…","refresh":"/.well-known/limpet/cookie"}
 //
 // To a request with the cookie of a bound session it also names that and its
 // device key: "id" as in Limpet-Session, and "device", the JWK thumbprint. A browser
 // shows its scripts neither the cookie nor the headers of answers to navigations
 // and redirects.
-func (g *Guard) WellKnown() http.Handler { return http.HandlerFunc(g.serveWellKnown) }
+func (g *Guard) WellKnown() http.Handler {
+	return http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
+		if !g.browser(w, r) {
+			g.serveWellKnown(w, r)
+		}
+	})
+}
 
 func (g *Guard) serveWellKnown(w http.ResponseWriter, r *http.Request) {
 	if r.Method != http.MethodGet && r.Method != http.MethodHead {
@@ -175,6 +182,7 @@ func (g *Guard) serveWellKnown(w http.ResponseWriter, r *http.Request) {
 		Session   string `json:"session"`
 		Cookie    string `json:"cookie,omitempty"`
 		Challenge string `json:"challenge"`
+		Refresh   string `json:"refresh,omitempty"`
 		ID        string `json:"id,omitempty"`
 		Device    string `json:"device,omitempty"`
 	}{Key: httpsig.FormatServer(s, nil), Session: "bearer", Cookie: g.cfg.Session.cookie, Challenge: s.Challenge}
@@ -190,6 +198,9 @@ func (g *Guard) serveWellKnown(w http.ResponseWriter, r *http.Request) {
 				return
 			}
 		}
+	}
+	if g.browsers != nil {
+		doc.Refresh = cookiePath
 	}
 	w.Header().Set("Content-Type", "application/json")
 	w.Header().Set("Cache-Control", "no-store") // the challenge is for minutes

@@ -5,6 +5,7 @@ import (
 	"encoding/base64"
 	"errors"
 	"net/http"
+	"net/netip"
 	"net/url"
 	"strconv"
 	"strings"
@@ -140,6 +141,43 @@ func (s Session) Remove(header map[string][]string) {
 	delete(header, "Cookie")
 	if lines != nil {
 		header["Cookie"] = lines
+	}
+}
+
+// Forget has a browser forget the session's cookie, with whatever path and domain
+// the app may have set it for pages at path. It writes the header of an answer to r.
+func (s Session) Forget(response http.Header, r *http.Request, path string) {
+	if s.cookie == "" {
+		return
+	}
+	// Browsers take "__Host-" and "__Secure-" from nobody without Secure, and TLS
+	// may end at a proxy.
+	c := http.Cookie{Name: s.cookie, Path: "/", MaxAge: -1, HttpOnly: true, Secure: r.TLS != nil || r.URL.Scheme == "https" || strings.HasPrefix(s.cookie, "__")}
+	set := func() { response.Add("Set-Cookie", c.String()) }
+	set()
+	// A cookie goes by path and domain, which a request does not tell.
+	for i, n := 1, 0; i < len(path) && n < 4; n++ {
+		end := strings.IndexByte(path[i:], '/')
+		if end < 0 {
+			end = len(path) - i
+		}
+		i += end
+		c.Path = path[:i]
+		set()
+		if i++; i <= len(path) {
+			c.Path = path[:i]
+			set()
+		}
+	}
+	c.Path = "/"
+	host := (&url.URL{Host: r.Host}).Hostname()
+	if _, err := netip.ParseAddr(host); err == nil {
+		return
+	}
+	for n := 0; n < 4 && strings.Contains(host, "."); n++ {
+		c.Domain = host
+		set()
+		_, host, _ = strings.Cut(host, ".")
 	}
 }
 

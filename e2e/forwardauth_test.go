@@ -980,3 +980,44 @@ func TestForwardAuthBehindCDN(t *testing.T) {
 		t.Errorf("%s %s", resp.Status, text)
 	}
 }
+
+// TestForwardAuthBrowsers: what browsers ask the gateway reaches it through the
+// proxy, and the page that has one come back gets to the browser.
+func TestForwardAuthBrowsers(t *testing.T) {
+	eachProxy(t, func(t *testing.T, proxy string) {
+		b := startBeside(t, proxy, strings.NewReplacer("#error_page 401 =", "error_page 401 ="), "--store", "mem:")
+		text, err := os.ReadFile(b.routes)
+		if err != nil {
+			t.Fatal(err)
+		}
+		write(t, b.routes, string(text)+"dbsc: true\n")
+		if err := b.gateway.cmd.Process.Signal(syscall.SIGHUP); err != nil {
+			t.Fatal(err)
+		}
+		for began := time.Now(); !strings.Contains(b.gateway.out.String(), "routes reloaded") && time.Since(began) < 10*time.Second; {
+			time.Sleep(5 * time.Millisecond)
+		}
+		login := b.request(t, "POST", "/login", "username=alice&password=secret", "", "Content-Type", "application/x-www-form-urlencoded", "Sec-Fetch-Site", "same-origin")
+		resp, _ := b.send(t, login)
+		if resp.StatusCode != 200 || len(resp.Cookies()) != 1 || !strings.Contains(resp.Header.Get("Secure-Session-Registration"), `path="/.well-known/limpet/dbsc"`) {
+			t.Fatalf("login: %s, %v", resp.Status, resp.Header)
+		}
+		sid := resp.Cookies()[0].Value
+		resp, body := b.send(t, b.request(t, "POST", "/.well-known/limpet/dbsc", "", sid, "Secure-Session-Response", "a.b.c"))
+		if resp.StatusCode != 403 || !strings.Contains(body, "proof_malformed") {
+			t.Errorf("a bad registration: %s %s", resp.Status, body)
+		}
+		before := b.app.seen()
+		resp, body = b.send(t, b.request(t, "GET", "/admin/", "", sid, "Sec-Fetch-Mode", "navigate", "Sec-Fetch-Dest", "document"))
+		if resp.StatusCode != 401 || !strings.Contains(body, "<title>One moment</title>") || resp.Header.Get("Content-Security-Policy") == "" {
+			t.Errorf("a link: %s %v %s", resp.Status, resp.Header, body)
+		}
+		resp, body = b.send(t, b.request(t, "GET", "/admin/", "", sid))
+		if resp.StatusCode != 401 || strings.Contains(body, "<title>One moment</title>") || !strings.Contains(resp.Header.Get("Www-Authenticate"), "session_unbound") {
+			t.Errorf("no link: %s %v %s", resp.Status, resp.Header, body)
+		}
+		if b.app.seen() != before {
+			t.Error("the app was reached")
+		}
+	})
+}

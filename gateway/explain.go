@@ -17,6 +17,9 @@ func (g *Gateway) Explain() []string {
 		lines = append(lines, fmt.Sprintf("%s is a login: if the app answers with %s, the token in %s is bound to the device key of the request%s.",
 			l.Pattern, successWords(l.Success), tokenWords(c.Session, &l), userWords(g.table.event[i].login.user)))
 	}
+	if c.DBSC {
+		lines = append(lines, "A browser that logs in over HTTPS without a device key is offered to keep one for the session (DBSC): if it does, the level is browser, and requests need its cookie __Host-limpet, good for ten minutes, which it gets for proofs of the key. It asks under /.well-known/limpet/; routes that want more of a proof than to be good once, or young, do not take the cookie for one.")
+	}
 	for _, pattern := range c.Logouts {
 		lines = append(lines, fmt.Sprintf("%s is a logout: if the app answers with %s, the session is revoked.", pattern, successWords(nil)))
 	}

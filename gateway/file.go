@@ -23,6 +23,7 @@ import (
 //	upstream: http://127.0.0.1:8080
 //	session: {cookie: sid}            # or {bearer: true}
 //	timeout: 60s                      # until an answer begins
+//	dbsc: true                        # browsers bind the sessions of their logins
 //
 //	login:
 //	  - route: POST /login
@@ -64,6 +65,7 @@ func Parse(name string, text []byte) (Config, error) {
 			return err
 		},
 		"session": func(n *yaml.Node) error { return parseSession(n, &cfg.Session) },
+		"dbsc":    yesNo(&cfg.DBSC),
 		"timeout": func(n *yaml.Node) (err error) {
 			cfg.Timeout, err = duration(n)
 			return err

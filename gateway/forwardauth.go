@@ -156,7 +156,7 @@ func (g *Gateway) answerable(r *http.Request) (rule limpet.Rule, told bool, err 
 			why, only = "a login", !g.table.enforces()
 		case e.logout:
 			why, only = "a logout", !g.table.enforces()
-		case r.URL.Path == httpsig.WellKnownPath:
+		case g.ownPath(r.URL.Path):
 			why, only = "what clients ask the gateway", false
 		}
 		if why != "" && (err == nil || !only) {
@@ -201,6 +201,9 @@ func (g *Gateway) Elsewhere() []string {
 		}
 	}
 	add(httpsig.WellKnownPath, "what clients ask the gateway")
+	if g.cfg.DBSC {
+		add(httpsig.WellKnownPath+"/", "what browsers ask the gateway")
+	}
 	for _, l := range g.cfg.Logins {
 		add(l.Pattern, "a login")
 	}

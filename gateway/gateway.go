@@ -57,6 +57,10 @@ type Config struct {
 	// for them; see [limpet.Config].
 	Clients limpet.Clients
 
+	// DBSC has browsers bind the sessions of their logins, and answers them under
+	// /.well-known/limpet/; see [limpet.Config].Browsers.
+	DBSC bool
+
 	Names   Names          // of the headers that tell the app who is there
 	Trusted []netip.Prefix // proxies in front, whose X-Forwarded-… is passed on, and who may ask; see [Gateway.Ask]
 
@@ -106,6 +110,9 @@ func newGateway(cfg Config) (*Gateway, error) {
 	if cfg.Timeout < 0 {
 		return nil, fmt.Errorf("a timeout of %v", cfg.Timeout)
 	}
+	if cfg.DBSC && cfg.Session.CookieName() == "" {
+		return nil, errors.New("dbsc needs sessions in a cookie: browsers keep keys for no others")
+	}
 	if err := checkUpstream(cfg.Upstream); err != nil {
 		return nil, err
 	}
@@ -130,6 +137,7 @@ func newGateway(cfg Config) (*Gateway, error) {
 		Lease:    cfg.Lease,
 		Lifetime: cfg.Lifetime,
 		Clients:  cfg.Clients,
+		Browsers: cfg.DBSC,
 		SealKey:  cfg.SealKey,
 		Logger:   cfg.Logger,
 		Decided:  cfg.Decided,
@@ -236,7 +244,7 @@ func exchangeOf(ctx context.Context) *exchange { return ctx.Value(exchangeKey{})
 
 // ServeHTTP hands the request on to the app, if its rule admits it.
 func (g *Gateway) ServeHTTP(w http.ResponseWriter, r *http.Request) {
-	if r.URL.Path == httpsig.WellKnownPath {
+	if g.ownPath(r.URL.Path) {
 		g.wellKnown.ServeHTTP(w, r)
 		return
 	}
@@ -257,6 +265,11 @@ func (g *Gateway) ServeHTTP(w http.ResponseWriter, r *http.Request) {
 		x.passed, x.out.Header = x.header, nil // the reverse proxy would clone it, and look for what is not there
 	}
 	g.proxy.ServeHTTP(w, x.out)
+}
+
+// ownPath reports whether the gateway answers a path itself.
+func (g *Gateway) ownPath(path string) bool {
+	return path == httpsig.WellKnownPath || g.cfg.DBSC && strings.HasPrefix(path, httpsig.WellKnownPath+"/")
 }
 
 func (g *Gateway) admit(w http.ResponseWriter, r *http.Request) (*exchange, error) {
@@ -317,39 +330,10 @@ func (g *Gateway) admit(w http.ResponseWriter, r *http.Request) (*exchange, erro
 // refused on every page, those included that lead to the login.
 func (g *Gateway) forget(w http.ResponseWriter, r *http.Request, err error) {
 	var refusal *proof.Refusal
-	name := g.cfg.Session.CookieName()
-	if name == "" || !errors.As(err, &refusal) || refusal.Reason != proof.SessionEnded {
+	if !errors.As(err, &refusal) || refusal.Reason != proof.SessionEnded {
 		return
 	}
-	// Browsers take "__Host-" and "__Secure-" from nobody without Secure, and TLS
-	// may end at a proxy.
-	c := http.Cookie{Name: name, Path: "/", MaxAge: -1, HttpOnly: true, Secure: r.TLS != nil || r.URL.Scheme == "https" || strings.HasPrefix(name, "__")}
-	http.SetCookie(w, &c)
-	// A cookie goes by path and domain, which a request does not tell.
-	path := r.URL.EscapedPath()
-	for i, n := 1, 0; i < len(path) && n < 4; n++ {
-		end := strings.IndexByte(path[i:], '/')
-		if end < 0 {
-			end = len(path) - i
-		}
-		i += end
-		c.Path = path[:i]
-		http.SetCookie(w, &c)
-		if i++; i <= len(path) {
-			c.Path = path[:i]
-			http.SetCookie(w, &c)
-		}
-	}
-	c.Path = "/"
-	host := (&url.URL{Host: r.Host}).Hostname()
-	if _, err := netip.ParseAddr(host); err == nil {
-		return
-	}
-	for n := 0; n < 4 && strings.Contains(host, "."); n++ {
-		c.Domain = host
-		http.SetCookie(w, &c)
-		_, host, _ = strings.Cut(host, ".")
-	}
+	g.cfg.Session.Forget(w.Header(), r, r.URL.EscapedPath())
 }
 
 // refused reports what the guard has not seen.

@@ -41,6 +41,7 @@ type Proof struct {
 	KeyID      string      // names an ephemeral key
 	Delegation *Delegation // introduces one
 	Key        *PublicKey  // is the key, which must be the device key itself
+	ByDevice   bool        // the device key itself, which the proof does not bring along
 
 	Algorithm Algorithm // what it says it is made with, in that one form; 0 if only the key tells, in any form peers write
 	Signed    []byte    // the bytes that Signature covers

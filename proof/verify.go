@@ -43,6 +43,8 @@ func Verify(m *Message, p *Proof, device *PublicKey, known *EphemeralKey, now ti
 			return nil, &Refusal{Reason: Invalid, Detail: "the key in the proof is not the session's device key"}
 		}
 		known = &EphemeralKey{Public: p.Key}
+	case p.ByDevice:
+		known = &EphemeralKey{Public: device}
 	case p.Delegation == nil:
 		return nil, &Refusal{Reason: KeyUnknown, Detail: "the ephemeral key is not known"}
 	case p.Delegation.Scope == nil:

@@ -43,6 +43,7 @@ type gatewayFlags struct {
 	bearer      bool
 	login       string
 	logout      string
+	dbsc        bool
 	mode        string
 	routes      string
 	trusted     []string
@@ -87,6 +88,10 @@ the others. A routes file (--routes) says it of each route, and much more:
     - {route: /admin/, mode: require, min-level: hardware}
     - {route: /hooks/, client: instead-of-session}
 
+With --dbsc, or dbsc: true, browsers that can keep a key for each login themselves
+(Device Bound Session Credentials, W3C): so a copied cookie jar is worth nothing
+either. They do it over HTTPS only. TLS may end at a proxy in front.
+
 Where a route asks for a client, that is one of limpet channel: --clients and --tpm
 say where their keys are. It is no settings file: that gives flags their values, this describes the app.
 limpet gateway check explains what it means, route by route.
@@ -124,7 +129,8 @@ Sockets that a socket unit with FileDescriptorName=http opened take the place of
 	f.StringVar(&g.login, "login", "POST /login", "`route` of the app's login")
 	f.StringVar(&g.logout, "logout", "POST /logout", "`route` of the app's logout")
 	choiceVar(cmd, &g.mode, "mode", "what becomes of sessions without a device key", "prefer", "require", "observe")
-	f.StringVar(&g.routes, "routes", "", "YAML `file` that describes the app, in place of --upstream, --session-…, --login, --logout and --mode")
+	yesNoVar(cmd, &g.dbsc, "dbsc", "browsers bind the sessions of their logins (Device Bound Session Credentials)")
+	f.StringVar(&g.routes, "routes", "", "YAML `file` that describes the app, in place of --upstream, --session-…, --login, --logout, --mode and --dbsc")
 	f.StringSliceVar(&g.trusted, "trusted-proxy", nil, "`network` of proxies in front, as 10.0.0.0/8, whose X-Forwarded-… is passed on, and who may ask; can be repeated")
 	f.StringVar(&g.forwardAuth, "forward-auth", "", "`address` on which proxies ask whether the app may have a request; none if it is not set")
 	f.Var(&g.store, "store", "bolt:PATH, mem: or the URL of a Redis, as limpet serve explains (default bolt:$XDG_STATE_HOME/limpet/server.db)")
@@ -137,7 +143,7 @@ Sockets that a socket unit with FileDescriptorName=http opened take the place of
 	g.keeper.tpmFlag(cmd)
 	g.operator.flags(cmd)
 	logFlags(cmd, &g.logLevel, &g.logFormat)
-	settings(cmd, "listen", "upstream", "session-cookie", "session-bearer", "login", "logout", "mode", "routes", "trusted-proxy", "forward-auth",
+	settings(cmd, "listen", "upstream", "session-cookie", "session-bearer", "login", "logout", "mode", "dbsc", "routes", "trusted-proxy", "forward-auth",
 		"store", "store-password-file", "store-ca-file", "store-cert-file", "store-key-file", "tls-cert", "tls-key", "lease", "seal-key-file", "log-level", "log-format")
 	cmd.AddCommand(gatewayCheckCommand())
 	return cmd
@@ -194,7 +200,7 @@ func readRoutes(path string) (gateway.Config, error) {
 }
 
 // described are the flags that a routes file stands in for.
-var described = []string{"upstream", "session-cookie", "session-bearer", "login", "logout", "mode"}
+var described = []string{"upstream", "session-cookie", "session-bearer", "login", "logout", "mode", "dbsc"}
 
 // config returns what the flags, or the routes file, say of the app.
 func (g *gatewayFlags) config(cmd *cobra.Command) (cfg gateway.Config, err error) {
@@ -218,6 +224,9 @@ func (g *gatewayFlags) config(cmd *cobra.Command) (cfg gateway.Config, err error
 	}
 	if cfg.Upstream, err = gateway.ParseUpstream(g.upstream); err != nil {
 		return cfg, usage("--upstream: %w", err)
+	}
+	if cfg.DBSC = g.dbsc; g.dbsc && g.bearer {
+		return cfg, usage("--dbsc needs --session-cookie: browsers keep keys for no other sessions")
 	}
 	cfg.Rule.Mode = modes[g.mode]
 	cfg.Logins = []gateway.Login{{Pattern: g.login}}

@@ -36,6 +36,7 @@ type serve struct {
 	minLevel    string
 	challenge   bool
 	channel     bool
+	dbsc        bool
 	operator    operator
 	logLevel    slog.Level
 	logFormat   string
@@ -77,6 +78,10 @@ advance. With --channel they must be made with a key of the TLS connection that
 they come on, so that not even an ephemeral key stolen from memory works on
 another one; TLS must then end here, not at a proxy.
 
+With --dbsc a login answers with the session in the cookie __Host-session, in place
+of a bearer token, and offers browsers to keep a key for it (Device Bound Session
+Credentials, W3C). They do that over HTTPS only. limpet login wants a token.
+
 limpet session lists and revokes sessions of a running server, and shows what it
 decides, through its admin socket, by default PATH.admin beside the store; sessions
 in a Redis it reaches there. --admin-listen opens a loopback port with /metrics for
@@ -107,11 +112,12 @@ one.`,
 	choiceVar(cmd, &s.freshness, "freshness", "how a proof shows that it is new", "nonce", "strict-nonce", "body-hash", "timestamp")
 	choiceVar(cmd, &s.minLevel, "min-level", "the weakest level that is admitted", "none", "software", "browser", "hardware", "hardware-attested")
 	yesNoVar(cmd, &s.challenge, "challenge", "proofs must cover the server's challenge")
+	yesNoVar(cmd, &s.dbsc, "dbsc", "sessions are in a cookie, which browsers bind (Device Bound Session Credentials)")
 	yesNoVar(cmd, &s.channel, "channel", "proofs must be bound to their TLS connection; needs --tls-cert and --tls-key")
 	s.operator.flags(cmd)
 	logFlags(cmd, &s.logLevel, &s.logFormat)
 	settings(cmd, "listen", "store", "store-password-file", "store-ca-file", "store-cert-file", "store-key-file", "tls-cert", "tls-key", "lease", "seal-key-file", "mode", "freshness", "min-level",
-		"challenge", "channel", "log-level", "log-format")
+		"challenge", "channel", "dbsc", "log-level", "log-format")
 	return cmd
 }
 
@@ -171,6 +177,7 @@ func (s *serve) run(ctx context.Context) (err error) {
 			Challenge: s.challenge, Channel: s.channel},
 		Lease:   s.lease,
 		SealKey: key,
+		DBSC:    s.dbsc,
 		Logger:  log,
 		Decided: s.operator.decided,
 	})

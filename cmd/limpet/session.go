@@ -364,6 +364,7 @@ func printDecision(d *admin.Decision) error {
 		}
 	}
 	add("", d.Reason)
+	add("", d.Cause)
 	add("", d.Method)
 	add("", d.Path)
 	if d.Method != "" {

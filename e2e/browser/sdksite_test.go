@@ -9,19 +9,16 @@ import (
 	"io"
 	"log/slog"
 	"net/http"
-	"net/http/httptest"
 	"strings"
 	"sync"
 	"testing"
 
 	"github.com/limpet-auth/limpet"
-	"github.com/limpet-auth/limpet/proof/httpsig"
 	"github.com/limpet-auth/limpet/sdk/js"
 	"github.com/limpet-auth/limpet/store/memstore"
 )
 
-// sdkSite is an app behind a guard, whose pages use the SDK. Its bound cookie is
-// a stand-in, with a life that the test can end.
+// sdkSite is an app behind a guard, whose pages use the SDK.
 type sdkSite struct {
 	t       *testing.T
 	store   *memstore.Store
@@ -30,10 +27,9 @@ type sdkSite struct {
 	mu    sync.Mutex
 	guard *limpet.Guard
 	app   http.Handler
-	bound map[string]bool // bound cookies that are good
-	life  int             // of those, seconds
-	down  bool            // as if the store were
-	log   []seen          // requests since the script asked last
+	life  string // what clients are told of the bound cookie's; "" for the truth
+	down  bool   // as if the store were
+	log   []seen // requests since the script asked last
 }
 
 // seen is a request as it came.
@@ -46,7 +42,7 @@ type seen struct {
 const boundCookie = "__Host-limpet"
 
 func newSDKSite(t *testing.T, session limpet.Session) *sdkSite {
-	s := &sdkSite{t: t, store: memstore.New(nil), session: session, life: 600}
+	s := &sdkSite{t: t, store: memstore.New(nil), session: session}
 	s.restart()
 	return s
 }
@@ -61,7 +57,7 @@ func (s *sdkSite) restart() {
 	strict := rule
 	strict.Freshness = limpet.StrictNonce
 	guard, err := limpet.New(limpet.Config{
-		Session: s.session, Store: s.store, SealKey: seal, Rule: rule,
+		Session: s.session, Store: s.store, Browsers: s.session.CookieName() != "", SealKey: seal, Rule: rule,
 		Routes: []limpet.Route{{Pattern: "/api/challenge", Rule: challenge}, {Pattern: "/api/strict/", Rule: strict}, {Pattern: "/open/", Rule: limpet.Rule{}}},
 		Logger: slog.New(slog.NewTextHandler(s.t.Output(), nil)),
 	})
@@ -76,7 +72,7 @@ func (s *sdkSite) restart() {
 	app.Handle("/", guard.Protect(http.HandlerFunc(s.serve)))
 	s.mu.Lock()
 	defer s.mu.Unlock()
-	s.guard, s.app, s.bound = guard, app, map[string]bool{}
+	s.guard, s.app = guard, app
 }
 
 func token() string { return rand.Text() }
@@ -108,15 +104,6 @@ func (s *sdkSite) serve(w http.ResponseWriter, r *http.Request) {
 	s.mu.Unlock()
 	b := limpet.FromContext(r.Context())
 	switch path := r.URL.Path; {
-	case path == "/.well-known/limpet/cookie" && r.Method == "POST":
-		value := token()
-		s.mu.Lock()
-		s.bound[value] = true
-		life := s.life
-		s.mu.Unlock()
-		http.SetCookie(w, &http.Cookie{Name: boundCookie, Value: value, Path: "/", HttpOnly: true, Secure: true, SameSite: http.SameSiteLaxMode, MaxAge: life})
-		w.Header().Set("Limpet-Cookie", fmt.Sprintf("max-age=%d", life))
-		w.WriteHeader(http.StatusNoContent)
 	case path == "/api/logout":
 		if err := guard.Revoke(r.Context(), b.Session); err != nil {
 			limpet.Refuse(w, err)
@@ -178,10 +165,14 @@ func answer(w http.ResponseWriter, v any) {
 type statusWriter struct {
 	http.ResponseWriter
 	code int
+	life string
 }
 
 func (w *statusWriter) WriteHeader(code int) {
 	w.code = code
+	if h := w.Header(); w.life != "" && h.Get("Limpet-Cookie") != "" {
+		h.Set("Limpet-Cookie", "max-age="+w.life)
+	}
 	w.ResponseWriter.WriteHeader(code)
 }
 
@@ -189,7 +180,7 @@ func (s *sdkSite) ServeHTTP(w http.ResponseWriter, r *http.Request) {
 	s.mu.Lock()
 	app, down := s.app, s.down
 	c, _ := r.Cookie(boundCookie)
-	covered := c != nil && s.bound[c.Value]
+	covered, life := c != nil, s.life
 	s.mu.Unlock()
 	path := r.URL.Path
 	switch {
@@ -222,15 +213,11 @@ globalThis.onconnect = (e) => { e.ports[0].onmessage = (m) => ask(e.ports[0], m.
 		return
 	}
 	signed := r.Header.Get("Signature-Input") != ""
-	out := &statusWriter{w, http.StatusOK}
+	out := &statusWriter{w, http.StatusOK, life}
 	switch {
 	case down:
 		out.Header().Set("Retry-After", "1")
 		http.Error(out, "down", http.StatusServiceUnavailable)
-	case path == httpsig.WellKnownPath && s.session.CookieName() != "":
-		s.wellKnown(out, r)
-	case covered && !signed && path != "/login" && !strings.HasPrefix(path, "/api/strict"):
-		s.serve(out, r) // which a guard does for what is not called strict
 	default:
 		app.ServeHTTP(out, r)
 	}
@@ -240,22 +227,6 @@ globalThis.onconnect = (e) => { e.ports[0].onmessage = (m) => ask(e.ports[0], m.
 		Method: r.Method, Path: path, Site: r.Header.Get("Sec-Fetch-Site"), Mode: r.Header.Get("Sec-Fetch-Mode"), Dest: r.Header.Get("Sec-Fetch-Dest"),
 		Referer: r.Referer(), Signed: signed, Delegation: r.Header.Get("Limpet-Delegation") != "", Bound: covered, Status: out.code,
 	})
-}
-
-// wellKnown adds where the bound cookie is renewed.
-func (s *sdkSite) wellKnown(w http.ResponseWriter, r *http.Request) {
-	rec := httptest.NewRecorder()
-	s.mu.Lock()
-	guard := s.guard
-	s.mu.Unlock()
-	guard.WellKnown().ServeHTTP(rec, r)
-	var doc map[string]any
-	if err := json.Unmarshal(rec.Body.Bytes(), &doc); err != nil || rec.Code != http.StatusOK {
-		w.WriteHeader(rec.Code)
-		return
-	}
-	doc["refresh"] = "/.well-known/limpet/cookie"
-	answer(w, doc)
 }
 
 // control is the script's way to the server: /control/log tells what came since
@@ -268,7 +239,7 @@ func (s *sdkSite) control(w http.ResponseWriter, r *http.Request) {
 	defer s.mu.Unlock()
 	switch r.URL.Path {
 	case "/control/life":
-		fmt.Sscan(r.URL.Query().Get("s"), &s.life)
+		s.life = r.URL.Query().Get("s")
 	case "/control/down":
 		s.down = r.URL.Query().Get("on") != ""
 	}

@@ -20,6 +20,7 @@ type Decision struct {
 	Result  limpet.Result `json:"result"`
 	Reason  string        `json:"reason,omitempty"`
 	Why     string        `json:"why,omitempty"`
+	Cause   string        `json:"cause,omitempty"`
 	Format  limpet.Format `json:"format"`
 	Method  string        `json:"method,omitempty"`
 	Path    string        `json:"path,omitempty"`
@@ -81,7 +82,7 @@ func (d *Decisions) Decided(_ context.Context, of *limpet.Decision) {
 }
 
 func decision(of *limpet.Decision) *Decision {
-	d := &Decision{Time: time.Now(), Result: of.Result, Reason: string(of.Reason), Format: of.Format, Method: bounded(of.Method), Path: bounded(of.Path),
+	d := &Decision{Time: time.Now(), Result: of.Result, Reason: string(of.Reason), Cause: of.Cause, Format: of.Format, Method: bounded(of.Method), Path: bounded(of.Path),
 		User: of.User, Level: of.Level, Key: of.Key, Client: of.Client, Took: of.Took.Seconds()}
 	if of.Err != nil {
 		d.Why = bounded(of.Err.Error())

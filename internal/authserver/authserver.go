@@ -30,6 +30,7 @@ const (
 	maxName      = 64       // characters of a user name
 	maxPassword  = 1024     // bytes
 	tokenBytes   = 32
+	cookie       = "__Host-session"    // of the sessions that browsers bind
 	lifetime     = 30 * 24 * time.Hour // of a session
 	userLifetime = math.MaxInt64       // of an account: 292 years
 )
@@ -40,18 +41,25 @@ type Config struct {
 	Rule    limpet.Rule   // for /authenticated, /echo and /logout; Body is by default 1 MiB
 	Lease   time.Duration // see limpet.Config
 	SealKey []byte        // see limpet.Config
-	Logger  *slog.Logger  // default slog.Default()
+
+	// DBSC puts the sessions into a cookie in place of bearer tokens, and has browsers
+	// bind them; see limpet.Config.Browsers.
+	DBSC bool
+
+	Logger *slog.Logger // default slog.Default()
 
 	Decided func(context.Context, *limpet.Decision) // see limpet.Config
 }
 
 // Server serves /register and /login and, to bound sessions with a proof,
 // /authenticated, /echo and /logout; to all clients what they need for a proof,
-// at [httpsig.WellKnownPath].
+// at [httpsig.WellKnownPath] and, with Config.DBSC, below that.
 type Server struct {
 	*limpet.Guard // sessions: list and revoke
 
 	store         limpet.Store
+	sessions      limpet.Session
+	dbsc          bool
 	log           *slog.Logger
 	passwords     passwords
 	failures      failures
@@ -70,8 +78,13 @@ func New(cfg Config) (*Server, error) {
 	if cfg.Rule.Body == 0 {
 		cfg.Rule.Body = maxEcho
 	}
+	sessions := limpet.Bearer()
+	if cfg.DBSC {
+		sessions = limpet.Cookie(cookie)
+	}
 	guard, err := limpet.New(limpet.Config{
-		Session:  limpet.Bearer(),
+		Session:  sessions,
+		Browsers: cfg.DBSC,
 		Store:    cfg.Store,
 		Rule:     cfg.Rule,
 		Lease:    cfg.Lease,
@@ -84,7 +97,7 @@ func New(cfg Config) (*Server, error) {
 	if err != nil {
 		return nil, err
 	}
-	s := &Server{Guard: guard, store: cfg.Store, log: cfg.Logger, passwords: newPasswords(), failures: newFailures()}
+	s := &Server{Guard: guard, store: cfg.Store, sessions: sessions, dbsc: cfg.DBSC, log: cfg.Logger, passwords: newPasswords(), failures: newFailures()}
 	s.wellKnown = guard.WellKnown()
 	s.login = guard.CheckBody(http.HandlerFunc(s.serveLogin))
 	s.authenticated = guard.Protect(http.HandlerFunc(s.serveAuthenticated))
@@ -100,7 +113,7 @@ func (s *Server) ServeHTTP(w http.ResponseWriter, r *http.Request) {
 		return
 	}
 	switch path := r.URL.Path; {
-	case path == httpsig.WellKnownPath:
+	case path == httpsig.WellKnownPath, s.dbsc && strings.HasPrefix(path, httpsig.WellKnownPath+"/"):
 		s.wellKnown.ServeHTTP(w, r)
 	case path == "/register":
 		s.post(w, r, s.serveRegister)
@@ -195,6 +208,11 @@ func (s *Server) serveLogin(w http.ResponseWriter, r *http.Request) {
 		s.unavailable(w, r, err)
 		return
 	}
+	if s.dbsc {
+		http.SetCookie(w, &http.Cookie{Name: cookie, Value: token, Path: "/", MaxAge: int(lifetime / time.Second), Secure: true, HttpOnly: true, SameSite: http.SameSiteLaxMode})
+		answer(w, http.StatusOK, map[string]any{"message": "logged in"})
+		return
+	}
 	answer(w, http.StatusOK, map[string]any{"token": token})
 }
 
@@ -253,7 +271,7 @@ func (s *Server) session(w http.ResponseWriter, r *http.Request) (*limpet.Bindin
 	if b := limpet.FromContext(r.Context()); b.User != "" {
 		return b, true
 	}
-	token, err := limpet.Bearer().Token(r.Header)
+	token, err := s.sessions.Token(r.Header)
 	if err != nil {
 		limpet.Refuse(w, err)
 		return nil, false

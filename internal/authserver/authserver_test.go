@@ -479,3 +479,36 @@ func TestFailuresBounded(t *testing.T) {
 		t.Errorf("after a pause alice still waits %v", wait)
 	}
 }
+
+// With DBSC the session is in a cookie, which a browser is offered to bind.
+func TestDBSC(t *testing.T) {
+	s, err := New(Config{Store: memstore.New(nil), DBSC: true, Logger: slog.New(slog.DiscardHandler)})
+	if err != nil {
+		t.Fatal(err)
+	}
+	ask := func(method, path, body, cookies string) *httptest.ResponseRecorder {
+		r, w := httptest.NewRequest(method, path, strings.NewReader(body)), httptest.NewRecorder()
+		r.Header.Set("Sec-Fetch-Site", "same-origin")
+		r.Header.Set("Cookie", cookies)
+		s.ServeHTTP(w, r)
+		return w
+	}
+	const alice = `{"username":"alice","password":"secret"}`
+	if w := ask("POST", "/register", alice, ""); w.Code != 201 {
+		t.Fatalf("register: %d", w.Code)
+	}
+	w := ask("POST", "/login", alice, "")
+	session, _, _ := strings.Cut(w.Header().Get("Set-Cookie"), ";")
+	if w.Code != 200 || strings.Contains(w.Body.String(), "token") || !strings.HasPrefix(session, cookie+"=") || w.Header().Get("Secure-Session-Registration") == "" {
+		t.Fatalf("login: %d %v %s", w.Code, w.Header(), w.Body)
+	}
+	if w := ask("GET", "/authenticated", "", session); w.Code != 200 || !strings.Contains(w.Body.String(), `"alice"`) {
+		t.Errorf("with the cookie: %d %s", w.Code, w.Body)
+	}
+	if w := ask("GET", "/authenticated", "", ""); w.Code != 401 {
+		t.Errorf("without: %d", w.Code)
+	}
+	if w := ask("POST", "/.well-known/limpet/dbsc", "", session); w.Code != 403 {
+		t.Errorf("an empty registration: %d", w.Code)
+	}
+}

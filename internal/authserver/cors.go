@@ -10,8 +10,9 @@ import (
 	"github.com/limpet-auth/limpet/proof/hwsign"
 )
 
-// Headers for browser clients on another origin. Any origin may ask: the server
-// knows no cookies, so a page can use only tokens and keys that it has.
+// Headers for browser clients on another origin. Any origin may ask: browsers do
+// not let it use the server's cookies, if there are any, so a page can use only tokens
+// and keys that it has.
 var (
 	corsMethods = "GET, HEAD, POST, PUT, PATCH, DELETE"
 	corsRequest = strings.Join(slices.Concat([]string{"Authorization", "Content-Type"}, []string{

@@ -59,7 +59,7 @@ func TestDashboard(t *testing.T) {
 			queries = append(queries, target.Expr)
 		}
 	}
-	words := map[string][]string{"result": texts(results), "reason": texts(reasons), "format": texts(formats), "operation": operations}
+	words := map[string][]string{"result": texts(results), "reason": texts(reasons), "format": texts(formats), "operation": operations, "event": texts(events), "cause": causes}
 	shown := map[string]bool{}
 	for _, query := range queries {
 		for _, name := range regexp.MustCompile(`\b(limpet|go|process)_\w+`).FindAllString(query, -1) {

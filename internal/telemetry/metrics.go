@@ -4,6 +4,7 @@
 package telemetry
 
 import (
+	"cmp"
 	"context"
 	"errors"
 	"log/slog"
@@ -21,13 +22,16 @@ import (
 
 	"github.com/limpet-auth/limpet"
 	"github.com/limpet-auth/limpet/proof"
+	"github.com/limpet-auth/limpet/proof/dbsc"
 )
 
 // The values of labels. What is not among them is "other".
 var (
 	results = []limpet.Result{limpet.Admitted, limpet.Refused, limpet.WouldRefuse, limpet.BrokenOff, limpet.WouldBreakOff,
 		limpet.Bound, limpet.Rebound, limpet.Revoked}
-	formats = []limpet.Format{limpet.NoProof, limpet.RFC9421, limpet.HWSign, limpet.DPoP, limpet.ByCertificate, limpet.ByChannel}
+	formats = []limpet.Format{limpet.NoProof, limpet.RFC9421, limpet.HWSign, limpet.DPoP, limpet.ByCertificate, limpet.ByChannel, limpet.ByCookie, limpet.DBSC}
+	events  = []limpet.Result{limpet.Offered, limpet.Completed, limpet.Refreshed, limpet.Skipped, limpet.Ended} // of browsers
+	causes  = []string{noCause, dbsc.Unreachable, dbsc.ServerError, dbsc.QuotaExceeded, dbsc.OtherReason, "ended", "other-login", "unknown"}
 	reasons = []proof.Reason{noReason, proof.Required, proof.Malformed, proof.Invalid, proof.KeyUnknown, proof.ClockSkew, proof.NonceSpent,
 		proof.NonceWeak, proof.BodyDiffer, proof.BodyLarge, proof.Stale, proof.NoChannel, proof.TooLarge, proof.SessionRequired,
 		proof.SessionUnbound, proof.SessionEnded, proof.LevelTooLow, proof.NoClient, proof.Unavailable, throughGateway, internalError}
@@ -37,6 +41,7 @@ const (
 	noReason       proof.Reason = "none"
 	throughGateway proof.Reason = "through_gateway" // as gateway.Gateway.Ask has it
 	internalError  proof.Reason = "internal_error"  // as limpet.Refuse has it
+	noCause                     = "none"
 	other                       = "other"
 )
 
@@ -45,6 +50,7 @@ type Metrics struct {
 	registry  *prometheus.Registry
 	decisions *prometheus.CounterVec
 	took      prometheus.Histogram
+	browsers  *prometheus.CounterVec
 	replays   prometheus.Counter
 	failures  *prometheus.CounterVec
 
@@ -73,6 +79,10 @@ func NewMetrics(version string) *Metrics {
 			Help:    "Time to decide over a request, with the store's and, where a rule reads bodies, the body's.",
 			Buckets: []float64{2.5e-6, 5e-6, 10e-6, 25e-6, 50e-6, 100e-6, 250e-6, 500e-6, 1e-3, 2.5e-3, 5e-3, 10e-3, 25e-3, 100e-3, 1},
 		}),
+		browsers: prometheus.NewCounterVec(prometheus.CounterOpts{
+			Name: "limpet_browser_sessions_total",
+			Help: "Sessions that browsers keep keys for: offered, completed, refreshed; requests they sent without a refresh (skipped); sessions they were told to forget (ended).",
+		}, []string{"event", "cause"}),
 		replays: prometheus.NewCounter(prometheus.CounterOpts{
 			Name: "limpet_replays_total",
 			Help: "Requests with a value that was used before, on routes that mind it.",
@@ -88,11 +98,14 @@ func NewMetrics(version string) *Metrics {
 		ConstLabels: prometheus.Labels{"version": version, "goversion": runtime.Version()},
 	})
 	info.Set(1)
-	m.registry.MustRegister(m.decisions, m.took, m.replays, m.failures, info,
+	m.registry.MustRegister(m.decisions, m.browsers, m.took, m.replays, m.failures, info,
 		collectors.NewGoCollector(), collectors.NewProcessCollector(collectors.ProcessCollectorOpts{}))
 	m.found.Store(&map[labels]prometheus.Counter{})
 	for _, f := range formats { // so that a rate begins at zero
 		m.counter(labels{limpet.Admitted, noReason, f})
+	}
+	for _, event := range events[:3] {
+		m.browsers.WithLabelValues(string(event), noCause)
 	}
 	for _, op := range operations {
 		m.failures.WithLabelValues(op)
@@ -102,6 +115,14 @@ func NewMetrics(version string) *Metrics {
 
 // Decided counts a decision: it is a [limpet.Config].Decided.
 func (m *Metrics) Decided(_ context.Context, d *limpet.Decision) {
+	if slices.Contains(events, d.Result) {
+		cause := cmp.Or(d.Cause, noCause)
+		if !slices.Contains(causes, cause) {
+			cause = other
+		}
+		m.browsers.WithLabelValues(string(d.Result), cause).Inc()
+		return
+	}
 	l := labels{d.Result, d.Reason, d.Format}
 	if l.reason == "" {
 		l.reason = noReason

@@ -8,6 +8,7 @@ import (
 	"go/token"
 	"log/slog"
 	"net/http/httptest"
+	"slices"
 	"strconv"
 	"strings"
 	"testing"
@@ -77,6 +78,9 @@ func TestMetrics(t *testing.T) {
 	for range 3 {
 		m.Decided(ctx, &limpet.Decision{Result: limpet.Refused, Reason: proof.NonceSpent, Format: limpet.DPoP, Took: time.Millisecond})
 	}
+	m.Decided(ctx, &limpet.Decision{Result: limpet.Completed})
+	m.Decided(ctx, &limpet.Decision{Result: limpet.Skipped, Cause: "quota_exceeded"})
+	m.Decided(ctx, &limpet.Decision{Result: limpet.Ended, Cause: "alice"})
 	m.Decided(ctx, &limpet.Decision{Result: limpet.Bound, Format: limpet.HWSign})
 	for i := range 50 { // nobody can make series
 		m.Decided(ctx, &limpet.Decision{Result: "a result", Reason: proof.Reason("reason " + strconv.Itoa(i)), Format: "a format"})
@@ -97,6 +101,10 @@ func TestMetrics(t *testing.T) {
 		{3, "limpet_decisions_total", []string{"result", "refused", "reason", "nonce_spent", "format", "dpop"}},
 		{1, "limpet_decisions_total", []string{"result", "bound", "reason", "none", "format", "hw-sign"}},
 		{50, "limpet_decisions_total", []string{"result", "other", "reason", "other", "format", "other"}},
+		{0, "limpet_browser_sessions_total", []string{"event", "offered", "cause", "none"}},
+		{1, "limpet_browser_sessions_total", []string{"event", "completed", "cause", "none"}},
+		{1, "limpet_browser_sessions_total", []string{"event", "skipped", "cause", "quota_exceeded"}},
+		{1, "limpet_browser_sessions_total", []string{"event", "ended", "cause", "other"}},
 		{3, "limpet_replays_total", nil},
 		{4, "limpet_verify_duration_seconds", nil},
 		{0, "limpet_store_errors_total", []string{"operation", "spend"}},
@@ -123,7 +131,7 @@ func TestMetrics(t *testing.T) {
 // Whatever a guard can say has a label of its own.
 func TestLabels(t *testing.T) {
 	known := map[string]bool{}
-	for _, r := range results {
+	for _, r := range append(slices.Clone(results), events...) {
 		known["Result "+string(r)] = true
 	}
 	for _, r := range reasons {

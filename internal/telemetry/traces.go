@@ -194,6 +194,9 @@ func (t *Traces) Decided(ctx context.Context, d *limpet.Decision) {
 	if d.Reason != "" {
 		attrs = append(attrs, attribute.String("limpet.reason", string(d.Reason)))
 	}
+	if d.Cause != "" {
+		attrs = append(attrs, attribute.String("limpet.cause", d.Cause))
+	}
 	if d.Level != "" {
 		attrs = append(attrs, attribute.String("limpet.level", string(d.Level)))
 	}

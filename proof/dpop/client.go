@@ -2,18 +2,15 @@ package dpop
 
 import (
 	"crypto"
-	"crypto/rand"
-	"crypto/rsa"
 	"crypto/sha256"
-	"crypto/x509"
 	"encoding/json"
 	"errors"
 	"fmt"
-	"math/big"
 	"strings"
 	"time"
 
 	"github.com/limpet-auth/limpet/proof"
+	"github.com/limpet-auth/limpet/proof/internal/jose"
 )
 
 // Claims are what a proof says (RFC 9449, 4.2).
@@ -41,14 +38,14 @@ func NewProof(key crypto.Signer, alg proof.Algorithm, pub *proof.PublicKey, clai
 	if err != nil {
 		return "", err
 	}
-	header, err := newHeader(alg, pub)
+	header, err := jose.NewHeader("dpop+jwt", alg, pub)
 	if err != nil {
 		return "", fmt.Errorf("limpet: dpop: %w", err)
 	}
 	var ath string
 	if claims.AccessToken != "" {
 		sum := sha256.Sum256([]byte(claims.AccessToken))
-		ath = base64URL.EncodeToString(sum[:])
+		ath = jose.Base64.EncodeToString(sum[:])
 	}
 	payload, err := json.Marshal(struct {
 		JTI   string `json:"jti"`
@@ -61,12 +58,11 @@ func NewProof(key crypto.Signer, alg proof.Algorithm, pub *proof.PublicKey, clai
 	if err != nil {
 		return "", fmt.Errorf("limpet: dpop: %w", err)
 	}
-	signed := base64URL.EncodeToString(header) + "." + base64URL.EncodeToString(payload)
-	sig, err := sign(key, alg, []byte(signed))
+	jwt, err := jose.Sign(key, alg, header, payload)
 	if err != nil {
 		return "", fmt.Errorf("limpet: dpop: sign: %w", err)
 	}
-	return signed + "." + base64URL.EncodeToString(sig), nil
+	return jwt, nil
 }
 
 // target returns the htu of a URL. Its error does not repeat the URL, which may
@@ -88,68 +84,4 @@ func target(url string) (string, error) {
 		return "", errors.New("limpet: dpop: a URL without a host")
 	}
 	return scheme + "://" + authority + path, nil
-}
-
-// newHeader returns the JOSE header of the proofs that a key makes with alg.
-func newHeader(alg proof.Algorithm, pub *proof.PublicKey) ([]byte, error) {
-	pub, err := pub.As(alg)
-	if err != nil {
-		return nil, err
-	}
-	type jwk struct {
-		Kty string `json:"kty"`
-		Crv string `json:"crv,omitempty"`
-		X   string `json:"x,omitempty"`
-		Y   string `json:"y,omitempty"`
-		N   string `json:"n,omitempty"`
-		E   string `json:"e,omitempty"`
-	}
-	header := struct {
-		Typ string `json:"typ"`
-		Alg string `json:"alg"`
-		JWK jwk    `json:"jwk"`
-	}{Typ: "dpop+jwt"}
-	b64, b := base64URL.EncodeToString, pub.Bytes()
-	switch alg {
-	case proof.ECDSAP256:
-		header.Alg = "ES256"
-		header.JWK = jwk{Kty: "EC", Crv: "P-256", X: b64(b[1:33]), Y: b64(b[33:])}
-	case proof.Ed25519:
-		header.Alg = "EdDSA"
-		header.JWK = jwk{Kty: "OKP", Crv: "Ed25519", X: b64(b)}
-	case proof.RSAPKCS1, proof.RSAPSS:
-		header.Alg = "RS256"
-		if alg == proof.RSAPSS {
-			header.Alg = "PS256"
-		}
-		parsed, err := x509.ParsePKIXPublicKey(b)
-		if err != nil {
-			return nil, err
-		}
-		key, ok := parsed.(*rsa.PublicKey)
-		if !ok {
-			return nil, errors.New("not an RSA key")
-		}
-		header.JWK = jwk{Kty: "RSA", N: b64(key.N.Bytes()), E: b64(big.NewInt(int64(key.E)).Bytes())}
-	default:
-		return nil, fmt.Errorf("%s makes no proofs", alg)
-	}
-	return json.Marshal(header)
-}
-
-// sign signs in the forms of RFC 7518, 3 and RFC 8037, 3.1.
-func sign(key crypto.Signer, alg proof.Algorithm, message []byte) ([]byte, error) {
-	if alg == proof.Ed25519 {
-		return key.Sign(rand.Reader, message, crypto.Hash(0))
-	}
-	sum := sha256.Sum256(message)
-	var opts crypto.SignerOpts = crypto.SHA256
-	if alg == proof.RSAPSS {
-		opts = &rsa.PSSOptions{SaltLength: rsa.PSSSaltLengthEqualsHash, Hash: crypto.SHA256}
-	}
-	sig, err := key.Sign(rand.Reader, sum[:], opts)
-	if err != nil || alg != proof.ECDSAP256 {
-		return sig, err
-	}
-	return proof.RawECDSA(sig)
 }

@@ -17,6 +17,7 @@ import (
 	"time"
 
 	"github.com/limpet-auth/limpet/proof"
+	"github.com/limpet-auth/limpet/proof/internal/jose"
 )
 
 // Header names, in the canonical form of net/http.
@@ -31,6 +32,14 @@ const Scheme = "DPoP"
 // Algorithms lists the JWS algorithms of admitted proofs, as in the parameter
 // algs of a challenge. Ed25519 is RFC 9864's name for what EdDSA means here.
 const Algorithms = "ES256 EdDSA Ed25519 RS256 PS256"
+
+var algorithms = map[string]proof.Algorithm{
+	"ES256":   proof.ECDSAP256,
+	"EdDSA":   proof.Ed25519,
+	"Ed25519": proof.Ed25519,
+	"RS256":   proof.RSAPKCS1,
+	"PS256":   proof.RSAPSS,
+}
 
 // Bounds of what a peer sends.
 const (
@@ -67,7 +76,7 @@ func (Wire) Extract(m *proof.Message, p *proof.Proof) (found bool, err error) {
 	if !m.InCookie && !underScheme(m.Header) {
 		return false, invalid("a proof without the one session token under the scheme DPoP")
 	}
-	return extract(m, p, base64URL.EncodeToString(m.Session[:]))
+	return extract(m, p, jose.Base64.EncodeToString(m.Session[:]))
 }
 
 // extract reads the proof into p. ath is the claim it must have; "" for any.
@@ -81,8 +90,8 @@ func extract(m *proof.Message, p *proof.Proof, ath string) (found bool, err erro
 	case len(lines[0]) > maxProof:
 		return false, &proof.Refusal{Reason: proof.TooLarge, Detail: "a proof over 8 KiB"}
 	}
-	var header, claims object
-	if err := split(lines[0], p, &header, &claims); err != nil {
+	var header, claims jose.Object
+	if err := jose.Split(lines[0], p, &header, &claims); err != nil {
 		return false, err
 	}
 	if err := readKey(&header, p); err != nil {
@@ -92,62 +101,45 @@ func extract(m *proof.Message, p *proof.Proof, ath string) (found bool, err erro
 }
 
 // readKey reads the JOSE header (RFC 9449, 4.2).
-func readKey(header *object, p *proof.Proof) error {
-	if typ, ok := header.text("typ"); !ok || typ != "dpop+jwt" {
-		return malformed("a JWT of another type")
-	}
-	// No extension is understood here (RFC 7515, 4.1.11), and none may change
-	// what is signed (RFC 7797).
-	if header.has("crit") || header.has("b64") {
-		return malformed("a JOSE header with an extension")
-	}
-	name, _ := header.text("alg")
-	alg, ok := algorithms[name]
-	if !ok {
-		return malformed("an algorithm that is not admitted")
-	}
-	raw, _ := header.raw("jwk")
-	var jwk object
-	if !jwk.read(raw) {
-		return malformed("no JWK, or an ambiguous one")
-	}
-	key, err := publicKey(alg, &jwk)
+func readKey(header *jose.Object, p *proof.Proof) error {
+	alg, err := jose.Algorithm(header, "dpop+jwt", algorithms)
 	if err != nil {
 		return err
 	}
-	p.Algorithm, p.Key = alg, key
-	return nil
+	p.Algorithm = alg
+	p.Key, err = jose.Key(header, alg)
+	return err
 }
 
-func readClaims(m *proof.Message, claims *object, p *proof.Proof, ath string) error {
-	jti, ok := claims.text("jti")
+func readClaims(m *proof.Message, claims *jose.Object, p *proof.Proof, ath string) error {
+	jti, ok := claims.Text("jti")
 	if !ok || len(jti) < minJTI || len(jti) > maxJTI {
 		return malformed("a jti of less than 8 or more than 256 bytes, or none")
 	}
-	if htm, ok := claims.text("htm"); !ok {
+	if htm, ok := claims.Text("htm"); !ok {
 		return malformed("no htm")
 	} else if htm != m.Method {
 		return invalid("the proof is for another method")
 	}
-	if htu, ok := claims.text("htu"); !ok {
+	if htu, ok := claims.Text("htu"); !ok {
 		return malformed("no htu")
 	} else if !sameURI(m, htu) {
 		return invalid("the proof is for another URI")
 	}
-	iat, _ := claims.raw("iat")
+	iat, _ := claims.Raw("iat")
 	seconds, ok := numericDate(iat)
 	if !ok {
 		return malformed("an iat that is no time, or none")
 	}
 	if ath != "" {
-		if got, ok := claims.text("ath"); !ok {
+		if got, ok := claims.Text("ath"); !ok {
 			return malformed("no ath")
 		} else if got != ath {
 			return invalid("the proof is for another access token")
 		}
 	}
-	if claims.has("nonce") {
-		if p.Challenge, ok = claims.text("nonce"); !ok {
+	if claims.Has("nonce") {
+		if p.Challenge, ok = claims.Text("nonce"); !ok {
 			return malformed("a nonce that is no string")
 		}
 	}

@@ -23,6 +23,7 @@ import (
 	"time"
 
 	"github.com/limpet-auth/limpet/proof"
+	"github.com/limpet-auth/limpet/proof/internal/jose"
 )
 
 const token = "Kz~8mXK1EalYznwH-LC-1fBAo.4Ljp~zsPE_NeO.gxU"
@@ -107,12 +108,12 @@ func (s signer) proof(t testing.TB, c Claims) string {
 // forge signs whatever JSON it is given.
 func (s signer) forge(t testing.TB, header, payload string) string {
 	t.Helper()
-	signed := base64URL.EncodeToString([]byte(header)) + "." + base64URL.EncodeToString([]byte(payload))
-	sig, err := sign(s, s.alg, []byte(signed))
+	signed := jose.Base64.EncodeToString([]byte(header)) + "." + jose.Base64.EncodeToString([]byte(payload))
+	sig, err := jose.SignInput(s, s.alg, []byte(signed))
 	if err != nil {
 		t.Fatal(err)
 	}
-	return signed + "." + base64URL.EncodeToString(sig)
+	return signed + "." + jose.Base64.EncodeToString(sig)
 }
 
 // verify is what a guard does with a request.
@@ -132,7 +133,7 @@ func verify(m *proof.Message, device *proof.PublicKey, policy proof.Policy) erro
 // jwkOf returns the JWK of a key as JSON.
 func jwkOf(t testing.TB, s signer) string {
 	t.Helper()
-	header, err := newHeader(s.alg, s.pub)
+	header, err := jose.NewHeader("dpop+jwt", s.alg, s.pub)
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -161,7 +162,7 @@ func TestRFC9449(t *testing.T) {
 		t.Fatal(err)
 	}
 	session := sha256.Sum256([]byte(file.Token))
-	if got := base64URL.EncodeToString(session[:]); got != file.ATH {
+	if got := jose.Base64.EncodeToString(session[:]); got != file.ATH {
 		t.Errorf("ath is %s, want %s", got, file.ATH)
 	}
 	var device *proof.PublicKey
@@ -189,7 +190,7 @@ func TestRFC9449(t *testing.T) {
 				}
 				device, p = offer.Key, offer.Proof
 			}
-			if sum := p.Key.Thumbprint(); base64URL.EncodeToString(sum[:]) != file.Thumbprint {
+			if sum := p.Key.Thumbprint(); jose.Base64.EncodeToString(sum[:]) != file.Thumbprint {
 				t.Errorf("thumbprint %x", sum)
 			}
 			if p.Time.Unix() != v.IAT || string(p.Nonce) != v.JTI || p.Random != len(v.JTI) || p.Algorithm != proof.ECDSAP256 || p.BodyClaim != nil || p.Challenge != "" {
@@ -215,7 +216,7 @@ func TestOwnProofs(t *testing.T) {
 			if err := verify(message(jwt), s.pub, strict); reasonOf(err) != proof.Stale {
 				t.Errorf("another challenge: %v", err)
 			}
-			payload, err := base64URL.DecodeString(strings.Split(jwt, ".")[1])
+			payload, err := jose.Base64.DecodeString(strings.Split(jwt, ".")[1])
 			if err != nil || strings.Contains(string(payload), "secret") || strings.Contains(string(payload), token) {
 				t.Errorf("%s, %v", payload, err)
 			}
@@ -251,7 +252,7 @@ func payload(with map[string]string) string {
 	sum := sha256.Sum256([]byte(token))
 	all := map[string]string{
 		"jti": `"0123456789abcdef"`, "htm": `"GET"`, "htu": `"https://api.example.com/a%20b"`,
-		"iat": fmt.Sprint(now.Unix()), "ath": `"` + base64URL.EncodeToString(sum[:]) + `"`,
+		"iat": fmt.Sprint(now.Unix()), "ath": `"` + jose.Base64.EncodeToString(sum[:]) + `"`,
 	}
 	return members(all, with)
 }
@@ -274,7 +275,7 @@ func members(all, with map[string]string) string {
 func TestRefusals(t *testing.T) {
 	es := signers()["ES256"]
 	b := es.pub.Bytes()
-	x, y := base64URL.EncodeToString(b[1:33]), base64URL.EncodeToString(b[33:])
+	x, y := jose.Base64.EncodeToString(b[1:33]), jose.Base64.EncodeToString(b[33:])
 	header := func(with map[string]string) string {
 		return members(map[string]string{"typ": `"dpop+jwt"`, "alg": `"ES256"`, "jwk": jwkOf(t, es)}, with)
 	}
@@ -294,7 +295,7 @@ func TestRefusals(t *testing.T) {
 	}
 	bits := func(n uint) string {
 		v := new(big.Int).Lsh(big.NewInt(1), n-1)
-		return base64URL.EncodeToString(v.SetBit(v, 0, 1).Bytes())
+		return jose.Base64.EncodeToString(v.SetBit(v, 0, 1).Bytes())
 	}
 	offCurve := slices.Clone(b[33:])
 	offCurve[31] ^= 1
@@ -337,7 +338,7 @@ func TestRefusals(t *testing.T) {
 		{"TYP", es.forge(t, header(set{"typ": "", "TYP": `"dpop+jwt"`}), good), malformed},
 		{"no alg", es.forge(t, header(set{"alg": ""}), good), malformed},
 		{"alg none", es.forge(t, header(set{"alg": `"none"`}), good), malformed},
-		{"alg none, unsigned", base64URL.EncodeToString([]byte(header(set{"alg": `"none"`}))) + "." + part[1] + ".", malformed},
+		{"alg none, unsigned", jose.Base64.EncodeToString([]byte(header(set{"alg": `"none"`}))) + "." + part[1] + ".", malformed},
 		{"alg HS256", es.forge(t, header(set{"alg": `"HS256"`}), good), malformed},
 		{"alg HS512", es.forge(t, header(set{"alg": `"HS512"`}), good), malformed},
 		{"alg ES384", es.forge(t, header(set{"alg": `"ES384"`}), good), malformed},
@@ -368,12 +369,12 @@ func TestRefusals(t *testing.T) {
 		{"no x", es.forge(t, jwk(set{"x": ""}), good), malformed},
 		{"no y", es.forge(t, jwk(set{"y": ""}), good), malformed},
 		{"x is a number", es.forge(t, jwk(set{"x": "1"}), good), malformed},
-		{"x too short", es.forge(t, jwk(set{"x": `"` + base64URL.EncodeToString(b[2:33]) + `"`}), good), malformed},
+		{"x too short", es.forge(t, jwk(set{"x": `"` + jose.Base64.EncodeToString(b[2:33]) + `"`}), good), malformed},
 		{"x too long", es.forge(t, jwk(set{"x": `"AA` + x + `"`}), good), malformed},
 		{"x padded", es.forge(t, jwk(set{"x": `"` + x + `="`}), good), malformed},
 		{"x with a line break", es.forge(t, jwk(set{"x": `"` + x + `\n"`}), good), malformed},
 		{"x with spare bits", es.forge(t, jwk(set{"x": `"` + x[:42] + nextChar(x[42]) + `"`}), good), malformed},
-		{"off the curve", es.forge(t, jwk(set{"y": `"` + base64URL.EncodeToString(offCurve) + `"`}), good), malformed},
+		{"off the curve", es.forge(t, jwk(set{"y": `"` + jose.Base64.EncodeToString(offCurve) + `"`}), good), malformed},
 		{"the point at infinity", es.forge(t, jwk(set{"x": `"` + strings.Repeat("A", 43) + `"`, "y": `"` + strings.Repeat("A", 43) + `"`}), good), malformed},
 		{"a name twice in the jwk", es.forge(t, header(set{"jwk": `{"x":"",` + jwkOf(t, es)[1:]}), good), malformed},
 		{"private key d", es.forge(t, jwk(set{"d": `"AA"`}), good), malformed},
@@ -425,7 +426,7 @@ func TestRefusals(t *testing.T) {
 		{"nonce is a number", es.forge(t, header(nil), payload(set{"nonce": "1"})), malformed},
 		{"nonce is null", es.forge(t, header(nil), payload(set{"nonce": "null"})), malformed},
 
-		{"ECDSA in DER", part[0] + "." + part[1] + "." + base64URL.EncodeToString(derSignature(t, es, part[0]+"."+part[1])), invalid},
+		{"ECDSA in DER", part[0] + "." + part[1] + "." + jose.Base64.EncodeToString(derSignature(t, es, part[0]+"."+part[1])), invalid},
 		{"the signature of another proof", part[0] + "." + part[1] + "." + strings.Split(es.proof(t, claims()), ".")[2], invalid},
 	} {
 		t.Run(tt.name, func(t *testing.T) {
@@ -813,15 +814,15 @@ func FuzzExtract(f *testing.F) {
 	for _, s := range signers() {
 		jwt := s.proof(f, claims())
 		part := strings.Split(jwt, ".")
-		header, _ := base64URL.DecodeString(part[0])
-		body, _ := base64URL.DecodeString(part[1])
-		sig, _ := base64URL.DecodeString(part[2])
+		header, _ := jose.Base64.DecodeString(part[0])
+		body, _ := jose.Base64.DecodeString(part[1])
+		sig, _ := jose.Base64.DecodeString(part[2])
 		f.Add(header, body, sig, "/a%20b")
 	}
 	f.Add([]byte(`{"typ":"dpop+jwt","alg":"ES256","jwk":{"a":"\"}"}} `), []byte(`{"iat":-0.5e1,"nonce":""}`), []byte("x"), "/..")
 	f.Add([]byte("{"), []byte("[]"), []byte{}, "")
 	f.Fuzz(func(t *testing.T, header, body, sig []byte, path string) {
-		jwt := base64URL.EncodeToString(header) + "." + base64URL.EncodeToString(body) + "." + base64URL.EncodeToString(sig)
+		jwt := jose.Base64.EncodeToString(header) + "." + jose.Base64.EncodeToString(body) + "." + jose.Base64.EncodeToString(sig)
 		m := message(jwt)
 		m.Path = path
 		var p proof.Proof
@@ -832,7 +833,7 @@ func FuzzExtract(f *testing.F) {
 			}
 			return
 		}
-		if !found || p.Key == nil || p.Time.IsZero() || p.Random < minJTI || string(p.Signed)+"."+base64URL.EncodeToString(p.Signature) != jwt {
+		if !found || p.Key == nil || p.Time.IsZero() || p.Random < minJTI || string(p.Signed)+"."+jose.Base64.EncodeToString(p.Signature) != jwt {
 			t.Fatalf("%+v", p)
 		}
 		// Another parser sees the same proof.
@@ -846,7 +847,7 @@ func FuzzExtract(f *testing.F) {
 			*dst, _ = exact[name].(string)
 		}
 		sum := sha256.Sum256([]byte(token))
-		if c.JTI != string(p.Nonce) || c.HTM != "GET" || c.Ath != base64URL.EncodeToString(sum[:]) || !sameURI(m, c.HTU) {
+		if c.JTI != string(p.Nonce) || c.HTM != "GET" || c.Ath != jose.Base64.EncodeToString(sum[:]) || !sameURI(m, c.HTU) {
 			t.Fatalf("%+v, %+v", c, p)
 		}
 	})

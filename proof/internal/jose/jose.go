@@ -1,4 +1,7 @@
-package dpop
+// Package jose reads and makes the JWTs that carry their key or name their
+// challenge: what DPoP (RFC 9449) and device bound session credentials have in
+// common. It reads strictly: of each JWT there is one text.
+package jose
 
 import (
 	"crypto/rsa"
@@ -15,21 +18,22 @@ import (
 // header, and six claims.
 const maxMembers = 32
 
-// base64URL has no padding, and of the last character's spare bits admits only
+// Base64 has no padding, and of the last character's spare bits admits only
 // zeros (RFC 4648, 3.5).
-var base64URL = base64.RawURLEncoding.Strict()
+var Base64 = base64.RawURLEncoding.Strict()
 
 // decode returns the bytes that text stands for, of which there is one text.
 func decode(text string) (b []byte, ok bool) {
 	if strings.IndexByte(text, '\n') >= 0 || strings.IndexByte(text, '\r') >= 0 { // which encoding/base64 skips
 		return nil, false
 	}
-	b, err := base64URL.DecodeString(text)
+	b, err := Base64.DecodeString(text)
 	return b, err == nil
 }
 
-// split takes a JWS in the compact serialization apart (RFC 7515, 7.1).
-func split(jwt string, p *proof.Proof, header, claims *object) error {
+// Split takes a JWS in the compact serialization apart (RFC 7515, 7.1), into p and
+// the two objects. An error is a *[proof.Refusal].
+func Split(jwt string, p *proof.Proof, header, claims *Object) error {
 	first := strings.IndexByte(jwt, '.')
 	last := strings.LastIndexByte(jwt, '.')
 	if first == last || strings.IndexByte(jwt[first+1:last], '.') >= 0 {
@@ -50,7 +54,7 @@ func split(jwt string, p *proof.Proof, header, claims *object) error {
 	return nil
 }
 
-func decodeObject(text string, o *object) error {
+func decodeObject(text string, o *Object) error {
 	b, ok := decode(text)
 	if !ok {
 		return malformed("a part that is not base64url")
@@ -58,23 +62,23 @@ func decodeObject(text string, o *object) error {
 	if !utf8.Valid(b) || !json.Valid(b) {
 		return malformed("a part that is not JSON")
 	}
-	if !o.read(string(b)) {
+	if !o.Read(string(b)) {
 		return malformed("a part that is no object, or an ambiguous one")
 	}
 	return nil
 }
 
-// object is a JSON object. Names are compared as they are, and none occurs
+// Object is a JSON object. Names are compared as they are, and none occurs
 // twice: two parsers could else see two proofs in one (RFC 8259, 4).
-type object struct {
+type Object struct {
 	n      int
 	names  [maxMembers]string
 	values [maxMembers]string // JSON, as written
 }
 
-// read takes text apart, which is one value of valid JSON or empty. It reports
+// Read takes text apart, which is one value of valid JSON or empty. It reports
 // whether that is an object with few members, of different names.
-func (o *object) read(text string) bool {
+func (o *Object) Read(text string) bool {
 	rest, ok := strings.CutPrefix(skipSpace(text), "{")
 	if !ok {
 		return false
@@ -86,7 +90,7 @@ func (o *object) read(text string) bool {
 		var name, val string
 		name, rest = cutValue(rest)
 		val, rest = cutValue(skipSpace(skipSpace(rest)[1:])) // after the colon
-		if name, ok = unquote(name); !ok || o.n == maxMembers || o.has(name) {
+		if name, ok = unquote(name); !ok || o.n == maxMembers || o.Has(name) {
 			return false
 		}
 		o.names[o.n], o.values[o.n] = name, val
@@ -95,8 +99,8 @@ func (o *object) read(text string) bool {
 	return true
 }
 
-// raw returns the JSON of a member's value.
-func (o *object) raw(name string) (string, bool) {
+// Raw returns the JSON of a member's value.
+func (o *Object) Raw(name string) (string, bool) {
 	for i := range o.n {
 		if o.names[i] == name {
 			return o.values[i], true
@@ -105,14 +109,15 @@ func (o *object) raw(name string) (string, bool) {
 	return "", false
 }
 
-func (o *object) has(name string) bool {
-	_, ok := o.raw(name)
+// Has reports whether there is a member with this name.
+func (o *Object) Has(name string) bool {
+	_, ok := o.Raw(name)
 	return ok
 }
 
-// text returns the value of a member that is a string.
-func (o *object) text(name string) (string, bool) {
-	raw, _ := o.raw(name)
+// Text returns the value of a member that is a string.
+func (o *Object) Text(name string) (string, bool) {
+	raw, _ := o.Raw(name)
 	return unquote(raw)
 }
 
@@ -168,35 +173,57 @@ func skipSpace(text string) string {
 	return text
 }
 
-// algorithms by their JWS names.
-var algorithms = map[string]proof.Algorithm{
-	"ES256":   proof.ECDSAP256,
-	"EdDSA":   proof.Ed25519,
-	"Ed25519": proof.Ed25519,
-	"RS256":   proof.RSAPKCS1,
-	"PS256":   proof.RSAPSS,
+// Algorithm reads a JOSE header as far as it says what the JWT is: of type typ,
+// signed by one of these algorithms, which have their JWS names. An error is a
+// *[proof.Refusal].
+func Algorithm(header *Object, typ string, admitted map[string]proof.Algorithm) (proof.Algorithm, error) {
+	if got, ok := header.Text("typ"); !ok || got != typ {
+		return 0, malformed("a JWT of another type")
+	}
+	// No extension is understood here (RFC 7515, 4.1.11), and none may change
+	// what is signed (RFC 7797).
+	if header.Has("crit") || header.Has("b64") {
+		return 0, malformed("a JOSE header with an extension")
+	}
+	name, _ := header.Text("alg")
+	alg, ok := admitted[name]
+	if !ok {
+		return 0, malformed("an algorithm that is not admitted")
+	}
+	return alg, nil
+}
+
+// Key reads the key that a JOSE header carries, for use with alg. An error is a
+// *[proof.Refusal].
+func Key(header *Object, alg proof.Algorithm) (*proof.PublicKey, error) {
+	raw, _ := header.Raw("jwk")
+	var jwk Object
+	if !jwk.Read(raw) {
+		return nil, malformed("no JWK, or an ambiguous one")
+	}
+	return publicKey(alg, &jwk)
 }
 
 // publicKey reads a JWK (RFC 7517; RFC 7518, 6; RFC 8037, 2) for use with alg.
-func publicKey(alg proof.Algorithm, jwk *object) (*proof.PublicKey, error) {
+func publicKey(alg proof.Algorithm, jwk *Object) (*proof.PublicKey, error) {
 	for _, private := range [...]string{"d", "p", "q", "dp", "dq", "qi", "oth", "k"} {
-		if jwk.has(private) {
+		if jwk.Has(private) {
 			return nil, malformed("a JWK with a private key")
 		}
 	}
 	var key *proof.PublicKey
 	var err error
-	switch kty, _ := jwk.text("kty"); {
+	switch kty, _ := jwk.Text("kty"); {
 	case alg == proof.ECDSAP256 && kty == "EC":
 		var point [65]byte
 		point[0] = 4 // uncompressed (SEC 1, 2.3.3)
-		if crv, _ := jwk.text("crv"); crv != "P-256" || !jwk.octets("x", point[1:33]) || !jwk.octets("y", point[33:]) {
+		if crv, _ := jwk.Text("crv"); crv != "P-256" || !jwk.octets("x", point[1:33]) || !jwk.octets("y", point[33:]) {
 			return nil, malformed("a JWK that is no P-256 key")
 		}
 		key, err = proof.ParsePublicKey(alg, point[:])
 	case alg == proof.Ed25519 && kty == "OKP":
 		var x [32]byte
-		if crv, _ := jwk.text("crv"); crv != "Ed25519" || !jwk.octets("x", x[:]) {
+		if crv, _ := jwk.Text("crv"); crv != "Ed25519" || !jwk.octets("x", x[:]) {
 			return nil, malformed("a JWK that is no Ed25519 key")
 		}
 		key, err = proof.ParsePublicKey(alg, x[:])
@@ -216,19 +243,23 @@ func publicKey(alg proof.Algorithm, jwk *object) (*proof.PublicKey, error) {
 }
 
 // octets decodes a member of exactly len(dst) bytes.
-func (o *object) octets(name string, dst []byte) bool {
-	text, _ := o.text(name)
+func (o *Object) octets(name string, dst []byte) bool {
+	text, _ := o.Text(name)
 	b, ok := decode(text)
 	return ok && len(b) == len(dst) && copy(dst, b) == len(b)
 }
 
 // integer decodes a positive Base64urlUInt (RFC 7518, 2) of at most size bytes.
 // It is nil if there is none.
-func (o *object) integer(name string, size int) *big.Int {
-	text, _ := o.text(name)
+func (o *Object) integer(name string, size int) *big.Int {
+	text, _ := o.Text(name)
 	b, ok := decode(text)
 	if !ok || len(b) == 0 || len(b) > size || b[0] == 0 { // no more octets than it needs
 		return nil
 	}
 	return new(big.Int).SetBytes(b)
+}
+
+func malformed(detail string) error {
+	return &proof.Refusal{Reason: proof.Malformed, Detail: detail}
 }
