@@ -107,8 +107,9 @@ logouts and what gateway check names go through the gateway. Only proxies in
 limpet session lists and revokes the sessions of a running gateway, and shows what
 it decides, through its admin socket, by default PATH.admin beside the store.
 --admin-listen opens a loopback port with /metrics for Prometheus, /livez and
-/readyz, and with --admin-token-file the rest of the admin API. --otlp-endpoint
-sends a trace of each request to a collector, which the app continues.
+/readyz, and with --admin-token-file the rest of the admin API and a console for
+browsers, /console/. --otlp-endpoint sends a trace of each request to a collector,
+which the app continues.
 
 SIGINT and SIGTERM end the gateway when the requests in flight are answered,
 after 10 seconds at the latest. SIGHUP reads the routes file and the TLS
@@ -289,6 +290,7 @@ func (g *gatewayFlags) run(cmd *cobra.Command) (err error) {
 	}
 	clients := gatewayClients{flags: g, log: log}
 	defer clients.close()
+	g.operator.tpm = clients.health
 	build := func() (*gateway.Gateway, error) {
 		cfg, err := g.config(cmd)
 		if err != nil {
@@ -344,7 +346,7 @@ func (g *gatewayFlags) run(cmd *cobra.Command) (err error) {
 		}})
 	}
 	defer onHangup(log, reloads...)()
-	servers, err := g.operator.open(cmd.Context(), func() *limpet.Guard { return now.Load().Guard() }, store, path)
+	servers, err := g.operator.open(cmd.Context(), func() *limpet.Guard { return now.Load().Guard() }, store, g.store.kind(), path)
 	if err != nil {
 		return err
 	}
@@ -431,7 +433,7 @@ type gatewayClients struct {
 	flags  *gatewayFlags
 	log    *slog.Logger
 	tpm    *tpmkey.Keystore
-	ring   *keyring.Ring
+	ring   atomic.Pointer[keyring.Ring]
 	server *channel.Server
 }
 
@@ -452,13 +454,24 @@ func (c *gatewayClients) open(ctx context.Context) (limpet.Clients, error) {
 		return nil, err
 	}
 	examine(ctx, c.log, ring)
-	c.tpm, c.ring, c.server = tpm, ring, server
+	c.tpm, c.server = tpm, server
+	c.ring.Store(ring)
 	return server, nil
+}
+
+// health is an admin.Config.TPM.
+func (c *gatewayClients) health(ctx context.Context) (used bool, err error) {
+	ring := c.ring.Load()
+	if ring == nil {
+		return false, nil // no route asks for clients
+	}
+	key, err := tryTPM(ctx, ring)
+	return key != nil, err
 }
 
 func (c *gatewayClients) close() {
 	if c.server != nil {
-		c.ring.Close()
+		c.ring.Load().Close()
 		c.tpm.Close()
 	}
 }

@@ -82,18 +82,25 @@ func (f *keyringFile) advise(err error) error {
 	return err
 }
 
-const tpmWait = 15 * time.Second // for the TPM at the start
+const tpmWait = 15 * time.Second // for the TPM to answer
+
+// tryTPM has the TPM use a secret of the ring's that is in it, and returns which; nil
+// if there is none.
+func tryTPM(ctx context.Context, ring *keyring.Ring) (*keyring.Key, error) {
+	key := ring.InTPM()
+	if key == nil {
+		return nil, nil
+	}
+	ctx, cancel := context.WithTimeout(ctx, tpmWait)
+	defer cancel()
+	_, err := key.HMAC(ctx, nil)
+	return key, err
+}
 
 // examine tells early, and in the log only, that the TPM does not do what keys in
 // the ring need: it may come back while the server runs.
 func examine(ctx context.Context, log *slog.Logger, ring *keyring.Ring) {
-	key := ring.InTPM()
-	if key == nil {
-		return
-	}
-	ctx, cancel := context.WithTimeout(ctx, tpmWait)
-	defer cancel()
-	if _, err := key.HMAC(ctx, nil); err != nil {
+	if key, err := tryTPM(ctx, ring); err != nil {
 		log.Warn("limpet: secrets in the TPM cannot be used", "key", key, "why", err)
 	}
 }

@@ -27,18 +27,22 @@ type operator struct {
 	tokenFile string
 	otlp      string
 
+	service   string
 	token     string
 	metrics   *telemetry.Metrics
 	traces    *telemetry.Traces // nil if nobody wants any
+	recent    *admin.Recent
 	decisions admin.Decisions
 	log       *slog.Logger
+
+	tpm func(context.Context) (used bool, err error) // see admin.Config; nil if there never is one
 }
 
 func (o *operator) flags(cmd *cobra.Command) {
 	f := cmd.Flags()
 	f.StringVar(&o.socket, "admin-socket", "", "`path` of the admin socket (default PATH.admin beside the store)")
 	f.StringVar(&o.listen, "admin-listen", "", "loopback `address` of a port with /metrics, /livez and /readyz")
-	f.StringVar(&o.tokenFile, "admin-token-file", "", "`file` with a token, made if there is none, that opens the admin API on --admin-listen")
+	f.StringVar(&o.tokenFile, "admin-token-file", "", "`file` with a token, made if there is none, that opens the console and the admin API on --admin-listen")
 	f.StringVar(&o.otlp, "otlp-endpoint", "", "`URL` of a collector that takes traces, as http://127.0.0.1:4318 (default $OTEL_EXPORTER_OTLP_ENDPOINT)")
 	settings(cmd, "admin-socket", "admin-listen", "admin-token-file", "otlp-endpoint")
 }
@@ -46,7 +50,7 @@ func (o *operator) flags(cmd *cobra.Command) {
 // begin makes what the server's guards are to be told of. What is wrong with the
 // flags it says before anything is opened.
 func (o *operator) begin(ctx context.Context, service string, trusted []netip.Prefix, log *slog.Logger) (err error) {
-	o.log = log
+	o.log, o.service = log, service
 	if o.listen != "" {
 		if _, err := loopback(o.listen); err != nil {
 			return err
@@ -61,6 +65,7 @@ func (o *operator) begin(ctx context.Context, service string, trusted []netip.Pr
 		}
 	}
 	o.metrics = telemetry.NewMetrics(versionText())
+	o.recent = admin.NewRecent(o.metrics.Totals)
 	if telemetry.TracesWanted(o.otlp) {
 		o.traces, err = telemetry.NewTraces(ctx, telemetry.TracesConfig{Endpoint: o.otlp, Service: service, Version: versionText(), Trusted: trusted, Logger: log})
 		if err != nil {
@@ -81,6 +86,7 @@ func (o *operator) close() {
 
 func (o *operator) decided(ctx context.Context, d *limpet.Decision) {
 	o.metrics.Decided(ctx, d)
+	o.recent.Decided(ctx, d)
 	o.decisions.Decided(ctx, d)
 	if o.traces != nil {
 		o.traces.Decided(ctx, d)
@@ -97,8 +103,10 @@ func (o *operator) traced(h http.Handler) http.Handler {
 
 // open opens the admin API's listeners and returns their servers. path is the
 // store's file, "" if it has none. Streams end when ctx is done.
-func (o *operator) open(ctx context.Context, guard func() *limpet.Guard, store limpet.Store, path string) (map[net.Listener]*http.Server, error) {
-	api := admin.New(admin.Config{Guard: guard, Store: store, Decisions: &o.decisions, Metrics: o.metrics.Handler(o.log), Logger: o.log})
+func (o *operator) open(ctx context.Context, guard func() *limpet.Guard, store limpet.Store, kind, path string) (map[net.Listener]*http.Server, error) {
+	api := admin.New(admin.Config{Guard: guard, Store: store, Decisions: &o.decisions, Recent: o.recent, Metrics: o.metrics.Handler(o.log), Logger: o.log,
+		Service: o.service, Version: versionText(), StoreKind: kind, TPM: o.tpm})
+	go o.recent.Run(ctx)
 	servers := make(map[net.Listener]*http.Server)
 	serve := func(l net.Listener, h http.Handler) {
 		servers[l] = newHTTPServer(h, o.log)
@@ -120,6 +128,9 @@ func (o *operator) open(ctx context.Context, guard func() *limpet.Guard, store l
 		if l, err = net.ListenTCP("tcp", addr); err == nil {
 			serve(l, api.OnLoopback(o.token))
 			note("admin API on http://%s", l.Addr())
+			if o.token != "" {
+				note("console on http://%s/console/, with the token in %s", l.Addr(), o.tokenFile)
+			}
 			return servers, nil
 		}
 		err = fmt.Errorf("admin port: %w", err)

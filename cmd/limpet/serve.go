@@ -50,9 +50,11 @@ func serveCommand() *cobra.Command {
 		Long: `Serve runs the reference auth server: POST /register, /login and /logout, and
 /authenticated, which admits a bound session only with a proof of its device
 key. So does /echo, with all paths below it: it takes any method and body, and
-tells what it was asked. Accounts and sessions are kept in a file, which one
-server has open at a time, in memory until the server ends, or in a Redis that
-any number of servers share:
+tells what it was asked. A browser finds a page at / that tries all of it, with
+passkeys too if the address is a name: open http://localhost:28280.
+
+Accounts and sessions are kept in a file, which one server has open at a time, in
+memory until the server ends, or in a Redis that any number of servers share:
 
   redis://HOST[:PORT][/DATABASE]          one Redis
   redis-sentinel://HOST,HOST/NAME         one that sentinels watch over
@@ -86,7 +88,8 @@ limpet session lists and revokes sessions of a running server, and shows what it
 decides, through its admin socket, by default PATH.admin beside the store; sessions
 in a Redis it reaches there. --admin-listen opens a loopback port with /metrics for
 Prometheus, /livez and /readyz, and with --admin-token-file the rest of the admin
-API. --otlp-endpoint sends a trace of each request to a collector.
+API and a console for browsers, /console/. --otlp-endpoint sends a trace of each
+request to a collector.
 
   limpet serve
   limpet serve --listen 127.0.0.1:0 --store mem:
@@ -189,7 +192,7 @@ func (s *serve) run(ctx context.Context) (err error) {
 		return fmt.Errorf("cannot listen: %w", err)
 	}
 	defer listener.Close()
-	servers, err := s.operator.open(ctx, func() *limpet.Guard { return auth.Guard }, store, path)
+	servers, err := s.operator.open(ctx, func() *limpet.Guard { return auth.Guard }, store, s.store.kind(), path)
 	if err != nil {
 		return err
 	}

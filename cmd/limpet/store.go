@@ -1,6 +1,7 @@
 package main
 
 import (
+	"cmp"
 	"context"
 	"crypto/rand"
 	"crypto/tls"
@@ -40,6 +41,12 @@ func (s *storeFlag) Set(text string) error {
 
 // remote reports whether the store is one that servers share over the network.
 func (s storeFlag) remote() bool { return strings.Contains(string(s), "://") }
+
+// kind returns the word that begins it, as bolt.
+func (s storeFlag) kind() string {
+	kind, _, _ := strings.Cut(string(s), ":")
+	return cmp.Or(kind, "bolt")
+}
 
 // path returns the store's file, "" if it has none.
 func (s storeFlag) path() (string, error) {

@@ -16,10 +16,10 @@ import (
 func (a *API) OnSocket() http.Handler { return a.all }
 
 // OnLoopback serves metrics and health to everybody on this machine, and the rest
-// to those with the token; to nobody if that is "".
+// to those with the token, in the console too; to nobody if that is "".
 func (a *API) OnLoopback(token string) http.Handler {
 	want := sha256.Sum256([]byte(token))
-	return noBrowser(http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
+	api := noBrowser(http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
 		if _, pattern := a.health.Handler(r); pattern != "/" {
 			a.health.ServeHTTP(w, r)
 			return
@@ -33,6 +33,17 @@ func (a *API) OnLoopback(token string) http.Handler {
 		}
 		a.all.ServeHTTP(w, r)
 	}))
+	console := a.newConsole(token)
+	return http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
+		switch {
+		case !isConsole(r.URL.Path):
+			api.ServeHTTP(w, r)
+		case token == "":
+			incoming.Answer(w, http.StatusNotFound, "not_found", "there is no console without an admin token: --admin-token-file")
+		default:
+			console.ServeHTTP(w, r)
+		}
+	})
 }
 
 // noBrowser refuses what a web page may have sent: one of this machine, or one of a

@@ -1,6 +1,7 @@
 // Package admin is the operator's side of a running server: its sessions, its
 // decisions as they fall, its metrics and health. It is served where only the
-// operator gets to: on a Unix socket, or on a loopback port with a token.
+// operator gets to: on a Unix socket, or on a loopback port with a token, where the
+// console is too.
 package admin
 
 import (
@@ -8,8 +9,11 @@ import (
 	"encoding/json"
 	"errors"
 	"log/slog"
+	"maps"
 	"net/http"
 	"net/url"
+	"slices"
+	"strings"
 	"time"
 
 	"github.com/limpet-auth/limpet"
@@ -17,13 +21,22 @@ import (
 	"github.com/limpet-auth/limpet/proof"
 )
 
-// Config is what the admin API is made from. All of it must be set.
+// Config is what the admin API is made from. All of it but TPM must be set.
 type Config struct {
 	Guard     func() *limpet.Guard // the one that decides now
 	Store     limpet.Store         // which readiness asks for
 	Decisions *Decisions           // those of the guard
+	Recent    *Recent              // the same
 	Metrics   http.Handler
 	Logger    *slog.Logger
+
+	Service   string // what runs, as limpet-gateway
+	Version   string
+	StoreKind string // a word, as bolt
+
+	// TPM has the server's TPM do what the server needs of it, and reports whether
+	// anything in the server needs one now. It may be nil.
+	TPM func(context.Context) (used bool, err error)
 }
 
 // API is the admin API.
@@ -32,7 +45,9 @@ type Config struct {
 //	GET    /sessions/ID           one session, also if it is over
 //	DELETE /sessions/ID           {"revoked":1}
 //	DELETE /sessions?user= ?key=  {"revoked":n}; ?level= narrows it
-//	GET    /decisions             decisions as they fall, one JSON object a line; ?user=, ?key= and ?level= choose
+//	GET    /decisions             decisions as they fall, one JSON object a line; ?user=, ?key= and ?level= choose, ?admitted=no leaves out what was admitted
+//	GET    /history               how many decisions of each kind fell, see [Recent]
+//	GET    /status                what runs since when, and how store and TPM fare
 //	GET    /metrics               for Prometheus
 //	GET    /livez                 200 if the server runs
 //	GET    /readyz                200 if its store answers, else 503
@@ -60,6 +75,8 @@ func New(cfg Config) *API {
 	a.all.HandleFunc("GET /sessions/{id}", a.serveShow)
 	a.all.HandleFunc("DELETE /sessions/{id}", a.serveRevoke)
 	a.all.HandleFunc("GET /decisions", a.serveDecisions)
+	a.all.HandleFunc("GET /history", a.serveHistory)
+	a.all.HandleFunc("GET /status", a.serveStatus)
 	return a
 }
 
@@ -73,6 +90,10 @@ type session struct {
 	Expires int64        `json:"expires"`
 	Ended   int64        `json:"ended,omitempty"`
 	Root    string       `json:"root,omitempty"`
+
+	// When this process last admitted it, to a few seconds, and by which proof; see [Recent].
+	Seen int64         `json:"seen,omitempty"`
+	Via  limpet.Format `json:"via,omitempty"`
 }
 
 // Describe returns a session as JSON, the same that the API serves.
@@ -86,6 +107,13 @@ func describe(b *limpet.Binding) session {
 	if b.Root != (limpet.ID{}) {
 		s.Root = b.Root.String()
 	}
+	return s
+}
+
+// describe also says what is known of the session here.
+func (a *API) describe(b *limpet.Binding) session {
+	s := describe(b)
+	s.Seen, s.Via = a.cfg.Recent.of(b.Session)
 	return s
 }
 
@@ -119,7 +147,7 @@ func unhurried(w http.ResponseWriter) *http.ResponseController {
 }
 
 func (a *API) serveList(w http.ResponseWriter, r *http.Request) {
-	filter, ok := readFilter(w, r)
+	filter, ok := readFilter(w, r, nil)
 	if !ok {
 		return
 	}
@@ -128,7 +156,7 @@ func (a *API) serveList(w http.ResponseWriter, r *http.Request) {
 	err := Sessions{a.cfg.Guard()}.List(r.Context(), filter, func(b *limpet.Binding) bool {
 		n++
 		control.SetWriteDeadline(time.Now().Add(patience))
-		return enc.Encode(describe(b)) == nil
+		return enc.Encode(a.describe(b)) == nil
 	})
 	control.SetWriteDeadline(time.Now().Add(patience)) // for what is still in the buffer
 	if err != nil && n == 0 {
@@ -151,7 +179,7 @@ func (a *API) serveShow(w http.ResponseWriter, r *http.Request) {
 		a.fail(w, r, err)
 		return
 	}
-	answer(w, describe(b))
+	answer(w, a.describe(b))
 }
 
 func (a *API) serveRevoke(w http.ResponseWriter, r *http.Request) {
@@ -168,7 +196,7 @@ func (a *API) serveRevoke(w http.ResponseWriter, r *http.Request) {
 }
 
 func (a *API) serveRevokeAll(w http.ResponseWriter, r *http.Request) {
-	filter, ok := readFilter(w, r)
+	filter, ok := readFilter(w, r, nil)
 	if !ok {
 		return
 	}
@@ -196,14 +224,22 @@ const readyTime = 2 * time.Second
 // refused. It does not ask the app: if that is away the gateway says so itself,
 // and is of no use elsewhere either.
 func (a *API) serveReady(w http.ResponseWriter, r *http.Request) {
-	ctx, cancel := context.WithTimeout(r.Context(), readyTime)
-	defer cancel()
-	if _, _, err := a.cfg.Store.Get(ctx, "ready"); err != nil {
-		a.cfg.Logger.WarnContext(ctx, "limpet: admin: not ready", "why", err)
+	if a.ready(r.Context()) != nil {
 		incoming.Answer(w, http.StatusServiceUnavailable, proof.Unavailable, "the store does not answer")
 		return
 	}
 	answer(w, map[string]any{"status": "ready"})
+}
+
+// ready asks the store for something, and logs why if it does not answer.
+func (a *API) ready(ctx context.Context) error {
+	ctx, cancel := context.WithTimeout(ctx, readyTime)
+	defer cancel()
+	_, _, err := a.cfg.Store.Get(ctx, "ready")
+	if err != nil {
+		a.cfg.Logger.WarnContext(ctx, "limpet: admin: not ready", "why", err)
+	}
+	return err
 }
 
 const noSuchSession = "no_such_session"
@@ -226,18 +262,20 @@ func readID(w http.ResponseWriter, r *http.Request) (limpet.ID, bool) {
 	return id, err == nil
 }
 
-// readFilter reads the query. What is no filter is refused: a misspelled one would
-// choose everything.
-func readFilter(w http.ResponseWriter, r *http.Request) (f Filter, ok bool) {
+// readFilter reads the query, with what else may be in it. What is no filter is
+// refused: a misspelled one would choose everything.
+func readFilter(w http.ResponseWriter, r *http.Request, more map[string]*string) (f Filter, ok bool) {
 	query, err := url.ParseQuery(r.URL.RawQuery) // URL.Query leaves out what it cannot read
 	if err != nil {
 		incoming.Answer(w, http.StatusBadRequest, "bad_request", "the query cannot be read")
 		return f, false
 	}
+	fields := map[string]*string{"user": &f.User, "key": &f.Key, "level": (*string)(&f.Level)}
+	maps.Copy(fields, more)
 	for name, values := range query {
-		to := map[string]*string{"user": &f.User, "key": &f.Key, "level": (*string)(&f.Level)}[name]
+		to := fields[name]
 		if to == nil || len(values) != 1 || values[0] == "" {
-			incoming.Answer(w, http.StatusBadRequest, "bad_request", "the query takes user, key and level, each once")
+			incoming.Answer(w, http.StatusBadRequest, "bad_request", "the query takes "+strings.Join(slices.Sorted(maps.Keys(fields)), ", ")+", each once")
 			return f, false
 		}
 		*to = values[0]

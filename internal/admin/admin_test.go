@@ -24,6 +24,7 @@ import (
 	"time"
 
 	"github.com/limpet-auth/limpet"
+	"github.com/limpet-auth/limpet/proof"
 	"github.com/limpet-auth/limpet/proof/hwsign"
 	"github.com/limpet-auth/limpet/store/memstore"
 )
@@ -62,20 +63,34 @@ type server struct {
 	api       *API
 	store     *store
 	decisions *Decisions
+	recent    *Recent
+	tpm       atomic.Pointer[error] // what it says; nil if there is none
 	socket    string
 	http      *http.Client // to the socket
 }
 
+func nothing(func(limpet.Result, proof.Reason, uint64)) {}
+
 func newServer(t *testing.T) *server {
-	s := &server{t: t, store: &store{Store: memstore.New(nil)}, decisions: new(Decisions), socket: filepath.Join(t.TempDir(), "admin")}
+	s := &server{t: t, store: &store{Store: memstore.New(nil)}, decisions: new(Decisions), recent: NewRecent(nothing), socket: filepath.Join(t.TempDir(), "admin")}
 	log := slog.New(slog.DiscardHandler)
 	var err error
-	s.Guard, err = limpet.New(limpet.Config{Session: limpet.Bearer(), Store: s.store, Logger: log, Decided: s.decisions.Decided})
+	s.Guard, err = limpet.New(limpet.Config{Session: limpet.Bearer(), Store: s.store, Logger: log, Decided: func(ctx context.Context, d *limpet.Decision) {
+		s.decisions.Decided(ctx, d)
+		s.recent.Decided(ctx, d)
+	}})
 	if err != nil {
 		t.Fatal(err)
 	}
 	metrics := http.HandlerFunc(func(w http.ResponseWriter, _ *http.Request) { io.WriteString(w, "limpet_up 1\n") })
-	s.api = New(Config{Guard: func() *limpet.Guard { return s.Guard }, Store: s.store, Decisions: s.decisions, Metrics: metrics, Logger: log})
+	s.api = New(Config{Guard: func() *limpet.Guard { return s.Guard }, Store: s.store, Decisions: s.decisions, Recent: s.recent, Metrics: metrics, Logger: log,
+		Service: "limpet-test", Version: "v1", StoreKind: "mem", TPM: func(context.Context) (bool, error) {
+			err := s.tpm.Load()
+			if err == nil {
+				return false, nil
+			}
+			return true, *err
+		}})
 	l, err := net.Listen("unix", s.socket)
 	if err != nil {
 		t.Fatal(err)
@@ -255,6 +270,8 @@ func TestRefusals(t *testing.T) {
 		{"GET", "/sessions?user=%zz", 400, "bad_request"},
 		{"GET", "/sessions?level=strong", 400, "bad_request"},
 		{"GET", "/decisions?usr=alice", 400, "bad_request"},
+		{"GET", "/decisions?admitted=maybe", 400, "bad_request"},
+		{"GET", "/sessions?admitted=no", 400, "bad_request"},
 		{"POST", "/sessions/" + id, 404, "not_found"},
 		{"GET", "/sessions/" + limpet.ID{}.String(), 404, noSuchSession},
 	} {
@@ -369,10 +386,22 @@ func TestWatch(t *testing.T) {
 	}
 }
 
+// One who asks for it is not told of admissions.
+func TestQuietWatcher(t *testing.T) {
+	d := new(Decisions)
+	w := d.watch(Filter{}, true)
+	for _, r := range []limpet.Result{limpet.Admitted, limpet.Refused, limpet.Admitted, limpet.Revoked} {
+		d.Decided(t.Context(), &limpet.Decision{Result: r})
+	}
+	if len(w.queue) != 2 || (<-w.queue).Result != limpet.Refused || (<-w.queue).Result != limpet.Revoked {
+		t.Error("not those two")
+	}
+}
+
 // Nobody who watches holds up those who decide; who is too slow is told.
 func TestSlowWatcher(t *testing.T) {
 	d := new(Decisions)
-	w := d.watch(Filter{})
+	w := d.watch(Filter{}, false)
 	const over = 7
 	for range waiting + over {
 		d.Decided(t.Context(), &limpet.Decision{Result: limpet.Admitted, Path: strings.Repeat("x", 5000)})
@@ -399,7 +428,7 @@ func TestSlowWatcher(t *testing.T) {
 // request than what will be said of it.
 func TestWaitingDecisions(t *testing.T) {
 	decisions := new(Decisions)
-	w := decisions.watch(Filter{})
+	w := decisions.watch(Filter{}, false)
 	used := func() uint64 {
 		var m runtime.MemStats
 		runtime.GC()

@@ -52,6 +52,7 @@ type Decisions struct {
 
 type watcher struct {
 	filter Filter
+	quiet  bool // but for admissions
 	queue  chan Decision
 	lost   int
 }
@@ -65,7 +66,7 @@ func (d *Decisions) Decided(_ context.Context, of *limpet.Decision) {
 	defer d.mu.Unlock()
 	var seen *Decision
 	for _, w := range d.watchers {
-		if !w.filter.matches(of.User, of.Key, of.Level) {
+		if w.quiet && of.Result == limpet.Admitted || !w.filter.matches(of.User, of.Key, of.Level) {
 			continue
 		}
 		if seen == nil {
@@ -96,14 +97,15 @@ func decision(of *limpet.Decision) *Decision {
 // bounded returns a copy: what waits must not hold the request that it is a part of.
 func bounded(s string) string { return strings.Clone(s[:min(len(s), maxText)]) }
 
-// watch returns a new watcher, nil if there are enough.
-func (d *Decisions) watch(f Filter) *watcher {
+// watch returns a new watcher, nil if there are enough; a quiet one is not told of
+// admissions.
+func (d *Decisions) watch(f Filter, quiet bool) *watcher {
 	d.mu.Lock()
 	defer d.mu.Unlock()
 	if len(d.watchers) == maxWatchers {
 		return nil
 	}
-	w := &watcher{filter: f, queue: make(chan Decision, waiting)}
+	w := &watcher{filter: f, quiet: quiet, queue: make(chan Decision, waiting)}
 	d.watchers = append(d.watchers, w)
 	d.watched.Store(true)
 	return w
@@ -117,11 +119,16 @@ func (d *Decisions) leave(w *watcher) {
 }
 
 func (a *API) serveDecisions(w http.ResponseWriter, r *http.Request) {
-	filter, ok := readFilter(w, r)
+	admitted := "yes"
+	filter, ok := readFilter(w, r, map[string]*string{"admitted": &admitted})
 	if !ok {
 		return
 	}
-	watcher := a.cfg.Decisions.watch(filter)
+	if admitted != "yes" && admitted != "no" {
+		incoming.Answer(w, http.StatusBadRequest, "bad_request", "admitted is yes or no")
+		return
+	}
+	watcher := a.cfg.Decisions.watch(filter, admitted == "no")
 	if watcher == nil {
 		incoming.Answer(w, http.StatusTooManyRequests, "too_many_watchers", "16 are watching already")
 		return

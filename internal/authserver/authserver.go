@@ -22,6 +22,8 @@ import (
 	"github.com/limpet-auth/limpet"
 	"github.com/limpet-auth/limpet/proof"
 	"github.com/limpet-auth/limpet/proof/httpsig"
+	"github.com/limpet-auth/limpet/sdk/js"
+	"github.com/limpet-auth/limpet/web"
 )
 
 const (
@@ -53,7 +55,8 @@ type Config struct {
 
 // Server serves /register and /login and, to bound sessions with a proof,
 // /authenticated, /echo and /logout; to all clients what they need for a proof,
-// at [httpsig.WellKnownPath] and, with Config.DBSC, below that.
+// at [httpsig.WellKnownPath] and, with Config.DBSC, below that; to browsers a page at /
+// that tries all of it, with passkeys at /passkey and /login/passkey.
 type Server struct {
 	*limpet.Guard // sessions: list and revoke
 
@@ -63,11 +66,16 @@ type Server struct {
 	log           *slog.Logger
 	passwords     passwords
 	failures      failures
+	passkeys      passkeys
 	wellKnown     http.Handler
 	login         http.Handler
 	authenticated http.Handler
 	echo          http.Handler
 	logout        http.Handler
+	makeOptions   http.Handler
+	makePasskey   http.Handler
+	passkeyLogin  http.Handler
+	page          http.Handler
 }
 
 // New returns a server. It touches neither store nor network.
@@ -97,12 +105,17 @@ func New(cfg Config) (*Server, error) {
 	if err != nil {
 		return nil, err
 	}
-	s := &Server{Guard: guard, store: cfg.Store, sessions: sessions, dbsc: cfg.DBSC, log: cfg.Logger, passwords: newPasswords(), failures: newFailures()}
+	s := &Server{Guard: guard, store: cfg.Store, sessions: sessions, dbsc: cfg.DBSC, log: cfg.Logger,
+		passwords: newPasswords(), failures: newFailures(), passkeys: newPasskeys(cfg.SealKey)}
 	s.wellKnown = guard.WellKnown()
 	s.login = guard.CheckBody(http.HandlerFunc(s.serveLogin))
 	s.authenticated = guard.Protect(http.HandlerFunc(s.serveAuthenticated))
 	s.echo = guard.Protect(http.HandlerFunc(s.serveEcho))
 	s.logout = guard.Protect(http.HandlerFunc(s.serveLogout))
+	s.makeOptions = guard.Protect(http.HandlerFunc(s.serveMakeOptions))
+	s.makePasskey = guard.Protect(http.HandlerFunc(s.serveMake))
+	s.passkeyLogin = guard.CheckBody(http.HandlerFunc(s.servePasskeyLogin))
+	s.page = web.Demo(js.Source)
 	return s, nil
 }
 
@@ -119,12 +132,22 @@ func (s *Server) ServeHTTP(w http.ResponseWriter, r *http.Request) {
 		s.post(w, r, s.serveRegister)
 	case path == "/login":
 		s.post(w, r, s.login.ServeHTTP)
+	case path == "/login/passkey/options":
+		s.post(w, r, s.serveLoginOptions)
+	case path == "/login/passkey":
+		s.post(w, r, s.passkeyLogin.ServeHTTP)
+	case path == "/passkey/options":
+		s.post(w, r, s.makeOptions.ServeHTTP)
+	case path == "/passkey":
+		s.post(w, r, s.makePasskey.ServeHTTP)
 	case path == "/logout":
 		s.post(w, r, s.logout.ServeHTTP)
 	case path == "/authenticated":
 		s.authenticated.ServeHTTP(w, r)
 	case path == "/echo" || strings.HasPrefix(path, "/echo/"):
 		s.echo.ServeHTTP(w, r)
+	case path == "/" || strings.HasPrefix(path, "/demo/"):
+		s.page.ServeHTTP(w, r)
 	default:
 		refuse(w, http.StatusNotFound, "not_found", "there is nothing here")
 	}
@@ -199,12 +222,17 @@ func (s *Server) serveLogin(w http.ResponseWriter, r *http.Request) {
 		return
 	}
 	s.failures.clear(c.Name)
+	s.begin(w, r, c.Name)
+}
+
+// begin answers a login that succeeded with the token of a new session.
+func (s *Server) begin(w http.ResponseWriter, r *http.Request, user string) {
 	token := newToken()
-	if err := s.Bind(w, r, token, c.Name); err != nil {
+	if err := s.Bind(w, r, token, user); err != nil {
 		limpet.Refuse(w, err)
 		return
 	}
-	if err := s.store.Put(r.Context(), tokenKey(idOf(token)), []byte(c.Name), lifetime); err != nil {
+	if err := s.store.Put(r.Context(), tokenKey(idOf(token)), []byte(user), lifetime); err != nil {
 		s.unavailable(w, r, err)
 		return
 	}
@@ -338,8 +366,11 @@ func validName(name string) bool {
 
 // Keys of the records, apart from the guard's:
 //
-//	auth:user:hash     the hash of a password, by the hash of the user's name
-//	auth:token:id      the user's name, by the ID of the session
+//	auth:user:hash            the hash of a password, by the hash of the user's name
+//	auth:token:id             the user's name, by the ID of the session
+//	auth:handle:hash          what authenticators know a user by, by the hash of the user's name
+//	auth:passkey:handle:n     a passkey, n from 0 to 7
+//	auth:challenge:hash       a challenge that a passkey has answered
 func userKey(name string) string        { return "auth:user:" + idOf(name).String() }
 func tokenKey(session limpet.ID) string { return "auth:token:" + session.String() }
 
@@ -351,7 +382,7 @@ func newToken() string {
 	return base64.RawURLEncoding.EncodeToString(b)
 }
 
-func answer(w http.ResponseWriter, code int, body map[string]any) {
+func answer(w http.ResponseWriter, code int, body any) {
 	h := w.Header()
 	h.Set("Content-Type", "application/json")
 	h.Set("Cache-Control", "no-store")

@@ -118,7 +118,7 @@ func TestForm(t *testing.T) {
 		code                     int
 		reason                   string
 	}{
-		{"no such path", "GET", "/", "", 404, "not_found"},
+		{"no such path", "GET", "/nothing", "", 404, "not_found"},
 		{"a path that is not clean", "POST", "//login", "", 404, "not_found"},
 		{"a method that is none of ours", "GET", "/login", "", 405, "method_not_allowed"},
 		{"no body", "POST", "/login", "", 400, "bad_request"},

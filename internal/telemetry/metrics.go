@@ -19,6 +19,7 @@ import (
 	"github.com/prometheus/client_golang/prometheus"
 	"github.com/prometheus/client_golang/prometheus/collectors"
 	"github.com/prometheus/client_golang/prometheus/promhttp"
+	dto "github.com/prometheus/client_model/go"
 
 	"github.com/limpet-auth/limpet"
 	"github.com/limpet-auth/limpet/proof"
@@ -158,6 +159,25 @@ func (m *Metrics) counter(l labels) prometheus.Counter {
 	more[l] = c
 	m.found.Store(&more)
 	return c
+}
+
+// Totals calls yield with how many decisions fell so far, for each result and reason
+// and whatever carried the proof. The reason of what was not refused is "".
+func (m *Metrics) Totals(yield func(result limpet.Result, reason proof.Reason, n uint64)) {
+	totals := make(map[labels]uint64)
+	for l, c := range *m.found.Load() {
+		var now dto.Metric
+		if c.Write(&now) != nil {
+			continue // no counter of ours fails
+		}
+		if l.reason == noReason {
+			l.reason = ""
+		}
+		totals[labels{result: l.result, reason: l.reason}] += uint64(now.GetCounter().GetValue())
+	}
+	for l, n := range totals {
+		yield(l.result, l.reason, n)
+	}
 }
 
 // Handler serves the metrics to Prometheus.

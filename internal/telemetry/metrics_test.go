@@ -7,6 +7,7 @@ import (
 	"go/parser"
 	"go/token"
 	"log/slog"
+	"maps"
 	"net/http/httptest"
 	"slices"
 	"strconv"
@@ -69,6 +70,29 @@ next:
 		return metric.Counter.GetValue()
 	}
 	return -1
+}
+
+// TestTotals: those of the metrics, whatever carried the proof.
+func TestTotals(t *testing.T) {
+	m, ctx := NewMetrics("v1"), context.Background()
+	for range 2 {
+		m.Decided(ctx, &limpet.Decision{Result: limpet.Admitted, Format: limpet.RFC9421})
+		m.Decided(ctx, &limpet.Decision{Result: limpet.Admitted, Format: limpet.DPoP})
+		m.Decided(ctx, &limpet.Decision{Result: limpet.Refused, Reason: proof.Required, Format: limpet.NoProof})
+		m.Decided(ctx, &limpet.Decision{Result: "a result", Reason: "a reason"})
+		m.Decided(ctx, &limpet.Decision{Result: "a result", Reason: "another reason"})
+	}
+	got := make(map[string]uint64)
+	m.Totals(func(result limpet.Result, reason proof.Reason, n uint64) {
+		name := string(result) + " " + string(reason)
+		if _, twice := got[name]; twice {
+			t.Errorf("%s twice", name)
+		}
+		got[name] = n
+	})
+	if want := map[string]uint64{"admitted ": 4, "refused proof_required": 2, "other other": 4}; !maps.Equal(got, want) {
+		t.Errorf("%v, want %v", got, want)
+	}
 }
 
 func TestMetrics(t *testing.T) {
