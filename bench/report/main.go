@@ -58,6 +58,7 @@ var sections = []section{
 	{"Redis", redis},
 	{"Memory of Redis", redisMemory},
 	{"TPM commands", tpm},
+	{"FIDO", fidoKeys},
 	{"Handshakes", handshakes},
 	{"Browser SDK", browserSDK},
 }
@@ -276,6 +277,34 @@ func redisMemory() (string, error) {
 
 func tpm() (string, error) {
 	return table("Counted at the transport. Software TPM; a chip is 10 to 1,000 times slower for each command, not in their number.\n\n", "TPM", 6)
+}
+
+func fidoKeys() (string, error) {
+	r, err := benchmarks(".", ".", "FIDO", 6, "-benchtime", "50x")
+	if err != nil {
+		return "", err
+	}
+	var doc strings.Builder
+	doc.WriteString("What a security token's operations cost the TPM once it runs, policies, PIN and counter included (one signature\n" +
+		"in 256 steps the TPM's counter, which is two commands more). Below, for one authentication, what tokens\n" +
+		"cost that make the parent of a key anew from each handle and use it twice, the first time to see whether the handle is theirs; they have\n" +
+		"neither PIN nor policy nor encryption. Software TPM; a chip is 10 to 1,000 times slower for each command, slowest where a key is made (CreatePrimary) or signs.\n\n" +
+		"| | commands | of them Load | Sign | CreatePrimary | ms |\n|---|---|---|---|---|---|\n")
+	for _, op := range []struct{ name, words string }{
+		{"check-only", "is it ours (U2F check-only, allow and exclude lists)"},
+		{"authenticate", "authenticate (U2F, getAssertion)"},
+		{"authenticate-verified", "authenticate, key that needs the PIN"},
+		{"pin", "check a PIN"},
+		{"register", "register"},
+		{"register-verified", "register, key that needs the PIN"},
+		{"hmac-secret", "one output of hmac-secret"},
+		{"peers-authenticate", "authenticate, a parent from each handle"},
+	} {
+		of := func(unit string) float64 { return r.of("FIDO/"+op.name, unit) }
+		fmt.Fprintf(&doc, "| %s | %.2f | %.0f | %.0f | %.0f | %.2f |\n", op.words, of("commands/op"), of("loads/op"), of("signs/op"), of("primaries/op"), of("ns/op")/1e6)
+	}
+	fmt.Fprintf(&doc, "\nOne authentication beside a parent from each handle: %.2f of the time.\n", r.ratio("FIDO/authenticate", "FIDO/peers-authenticate"))
+	return doc.String(), nil
 }
 
 func handshakes() (string, error) {

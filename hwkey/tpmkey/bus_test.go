@@ -4,14 +4,11 @@ package tpmkey_test
 
 import (
 	"bytes"
-	"context"
 	"crypto"
 	"crypto/sha256"
 	"encoding/binary"
 	"errors"
 	"fmt"
-	"io"
-	"sync"
 	"testing"
 
 	"github.com/google/go-tpm/tpm2"
@@ -20,98 +17,10 @@ import (
 	"github.com/limpet-auth/limpet/limpettest"
 )
 
-// bus stands between the keystore and its TPM. It can look at and change what
-// passes, and lets a test send commands of its own, as another program on the
-// same TPM would.
-type bus struct {
-	tpm *limpettest.TPM
+// bus stands between the keystore and its TPM.
+type bus struct{ *limpettest.TPMBus }
 
-	mu       sync.Mutex
-	rw       io.ReadWriteCloser
-	log      bytes.Buffer                                  // all bytes of both directions
-	command  func(cc tpm2.TPMCC, b []byte) (answer []byte) // may change b; a non-nil answer goes back instead of the TPM's
-	response func(cc tpm2.TPMCC, b []byte) []byte          // returns what the keystore gets
-	piece    int                                           // if not 0, bytes given to one Read
-}
-
-func newBus(t *testing.T) *bus { return &bus{tpm: limpettest.SoftTPM(t)} }
-
-// Dial powers the TPM up and returns the keystore's connection through the bus.
-func (b *bus) Dial(ctx context.Context) (io.ReadWriteCloser, error) {
-	rw, err := b.tpm.Dial(ctx)
-	if err != nil {
-		return nil, err
-	}
-	b.mu.Lock()
-	defer b.mu.Unlock()
-	b.rw = rw
-	return &tap{bus: b, rw: rw}, nil
-}
-
-// Send is the other program's transport.
-func (b *bus) Send(command []byte) ([]byte, error) {
-	b.mu.Lock()
-	defer b.mu.Unlock()
-	return exchange(b.rw, command)
-}
-
-// tap is the keystore's connection.
-type tap struct {
-	bus     *bus
-	rw      io.ReadWriteCloser
-	pending bytes.Buffer
-}
-
-func (p *tap) Write(command []byte) (int, error) {
-	b := p.bus
-	b.mu.Lock()
-	defer b.mu.Unlock()
-	n := len(command)
-	cc := tpm2.TPMCC(binary.BigEndian.Uint32(command[6:]))
-	b.log.Write(command)
-	command = bytes.Clone(command)
-	var answer []byte
-	if b.command != nil {
-		answer = b.command(cc, command)
-	}
-	if answer == nil {
-		var err error
-		if answer, err = exchange(p.rw, command); err != nil {
-			return 0, err
-		}
-	}
-	b.log.Write(answer)
-	if b.response != nil {
-		answer = b.response(cc, answer)
-	}
-	p.pending.Write(answer)
-	return n, nil
-}
-
-func (p *tap) Read(buf []byte) (int, error) {
-	if n := p.bus.piece; n > 0 && len(buf) > n {
-		buf = buf[:n]
-	}
-	return p.pending.Read(buf)
-}
-
-func (p *tap) Close() error { return p.rw.Close() }
-
-func exchange(rw io.ReadWriter, command []byte) ([]byte, error) {
-	if rw == nil {
-		return nil, errors.New("not connected")
-	}
-	if _, err := rw.Write(command); err != nil {
-		return nil, err
-	}
-	b := make([]byte, 10)
-	if _, err := io.ReadFull(rw, b); err != nil {
-		return nil, err
-	}
-	b = append(b, make([]byte, binary.BigEndian.Uint32(b[2:])-10)...)
-	_, err := io.ReadFull(rw, b[10:])
-	return b, err
-}
+func newBus(t *testing.T) *bus { return &bus{limpettest.NewTPMBus(t)} }
 
 // answer is a response that is nothing but a code.
 func answer(rc tpm2.TPMRC) []byte {
@@ -177,12 +86,12 @@ func TestBus(t *testing.T) {
 	ks := open(t, b.Dial)
 	key := create(t, ks, hwkey.ECDSAP256)
 	digest := sha256.Sum256([]byte("message"))
-	b.log.Reset()
+	b.Log.Reset()
 	if _, err := key.Sign(nil, digest[:], crypto.SHA256); err != nil {
 		t.Fatal(err)
 	}
-	if b.log.Len() == 0 || bytes.Contains(b.log.Bytes(), digest[:]) {
-		t.Errorf("the digest is among the %d bytes on the bus", b.log.Len())
+	if b.Log.Len() == 0 || bytes.Contains(b.Log.Bytes(), digest[:]) {
+		t.Errorf("the digest is among the %d bytes on the bus", b.Log.Len())
 	}
 	b.flipBits(t, signingKeys, usableKey(key))
 }
@@ -209,12 +118,12 @@ func TestHMACBus(t *testing.T) {
 		if err != nil {
 			t.Fatal(err)
 		}
-		if b.log.Len() == 0 {
+		if b.Log.Len() == 0 {
 			t.Fatal("nothing was heard on the bus")
 		}
 		for what, secret := range map[string][]byte{"secret": secret, "hashed secret": hashed[:], "message": message, "HMAC": mac} {
 			for i := 0; i+8 <= len(secret); i += 8 {
-				if bytes.Contains(b.log.Bytes(), secret[i:i+8]) {
+				if bytes.Contains(b.Log.Bytes(), secret[i:i+8]) {
 					t.Errorf("bytes %d to %d of the %s are on the bus", i, i+8, what)
 				}
 			}
@@ -239,12 +148,12 @@ func TestHMACBus(t *testing.T) {
 				return c
 			}
 			if what == "answer" {
-				b.response = change
+				b.Response = change
 			} else {
-				b.command = func(cc tpm2.TPMCC, c []byte) []byte { change(cc, c); return nil }
+				b.Command = func(cc tpm2.TPMCC, c []byte) []byte { change(cc, c); return nil }
 			}
 			_, err := ks.ImportHMAC(t.Context(), hmacSecret, "")
-			b.command, b.response = nil, nil
+			b.Command, b.Response = nil, nil
 			if i < size && err == nil {
 				t.Errorf("byte %d of the %s of %d bytes changed unseen", i, what, size)
 			}
@@ -267,12 +176,12 @@ func (b *bus) flipBits(t *testing.T, kind kind, key usable) {
 			return r
 		}
 		if what == "answer" {
-			b.response = change
+			b.Response = change
 		} else {
-			b.command = func(cc tpm2.TPMCC, r []byte) []byte { change(cc, r); return nil }
+			b.Command = func(cc tpm2.TPMCC, r []byte) []byte { change(cc, r); return nil }
 		}
 		err := key.use()
-		b.command, b.response = nil, nil
+		b.Command, b.Response = nil, nil
 		if i < size && (err == nil || errors.Is(err, errWrong)) {
 			t.Errorf("byte %d of the %s of %d bytes changed unseen: error %v", i, what, size, err)
 		}
@@ -304,7 +213,7 @@ func TestParentSwapped(t *testing.T) {
 			sign(t, key)
 
 			swapped := 0
-			b.response = func(cc tpm2.TPMCC, r []byte) []byte {
+			b.Response = func(cc tpm2.TPMCC, r []byte) []byte {
 				// The parent's public point ends in the attacker's.
 				rsp, err := b.attackersParent(cc, r)
 				if err != nil {
@@ -325,7 +234,7 @@ func TestParentSwapped(t *testing.T) {
 			if _, err := ks.Create(t.Context(), hwkey.CreateOptions{}); err == nil {
 				t.Error("made a key under the attacker's parent")
 			}
-			b.response = nil
+			b.Response = nil
 			ks.Close()
 			again, err := ks.Load(t.Context(), key.Info().ID)
 			if err != nil {
@@ -341,13 +250,11 @@ func (b *bus) attackersParent(cc tpm2.TPMCC, response []byte) ([]byte, error) {
 	if cc != tpm2.TPMCCReadPublic && cc != tpm2.TPMCCCreatePrimary || binary.BigEndian.Uint32(response[6:]) != 0 {
 		return response, nil
 	}
-	rsp, err := tpm2.CreatePrimary{PrimaryHandle: tpm2.TPMRHNull, InPublic: tpm2.New2B(tpm2.ECCSRKTemplate)}.Execute(sender(func(c []byte) ([]byte, error) {
-		return exchange(b.rw, c)
-	}))
+	rsp, err := tpm2.CreatePrimary{PrimaryHandle: tpm2.TPMRHNull, InPublic: tpm2.New2B(tpm2.ECCSRKTemplate)}.Execute(sender(b.SendHeld))
 	if err != nil {
 		return nil, err
 	}
-	if _, err := exchange(b.rw, flushCommand(rsp.ObjectHandle)); err != nil {
+	if _, err := b.SendHeld(flushCommand(rsp.ObjectHandle)); err != nil {
 		return nil, err
 	}
 	attacker := tpm2.Marshal(rsp.OutPublic) // both are ECC P-256 storage keys and have one size

@@ -2,16 +2,15 @@ package tpmkey
 
 import (
 	"context"
-	"encoding/binary"
 	"encoding/hex"
 	"errors"
 	"fmt"
-	"strings"
 	"time"
 
 	"github.com/google/go-tpm/tpm2"
 
 	"github.com/limpet-auth/limpet/hwkey"
+	"github.com/limpet-auth/limpet/internal/tpm"
 )
 
 // Description is what a TPM says about itself and what this package makes of
@@ -45,8 +44,8 @@ type Description struct {
 // Describe asks the TPM about itself. On an error the Description has what was
 // found before.
 func (ks *Keystore) Describe(ctx context.Context) (Description, error) {
-	d := Description{Address: ks.addr}
-	err := ks.do(ctx, func() error { return ks.describe(&d) })
+	d := Description{Address: ks.conn.Addr}
+	err := ks.conn.Do(ctx, func() error { return ks.describe(&d) })
 	if err == nil {
 		err = ks.describeFiles(&d)
 	}
@@ -54,16 +53,16 @@ func (ks *Keystore) Describe(ctx context.Context) (Description, error) {
 }
 
 func (ks *Keystore) describe(d *Description) error {
-	p := ks.properties
-	d.Manufacturer = text(p[tpm2.TPMPTManufacturer])
-	d.Vendor = vendor(p)
+	p := ks.conn.Properties
+	d.Manufacturer = tpm.Text(p[tpm2.TPMPTManufacturer])
+	d.Vendor = tpm.Vendor(p)
 	v1, v2 := p[tpm2.TPMPTFirmwareVersion1], p[tpm2.TPMPTFirmwareVersion2]
 	d.Firmware = fmt.Sprintf("%d.%d.%d.%d", v1>>16, v1&0xffff, v2>>16, v2&0xffff)
 	d.Spec = fmt.Sprintf("%d.%02d", p[tpm2.TPMPTRevision]/100, p[tpm2.TPMPTRevision]%100)
 
-	v, err := properties(ks.link, tpm2.TPMPTPermanent)
+	v, err := tpm.Properties(ks.conn, tpm2.TPMPTPermanent)
 	if err != nil {
-		return words("asking the TPM about its state", err)
+		return tpm.Words("asking the TPM about its state", err)
 	}
 	permanent := v[tpm2.TPMPTPermanent] // TPMA_PERMANENT, Part 2, 8.6
 	d.OwnerAuthSet = permanent&(1<<0) != 0
@@ -76,12 +75,12 @@ func (ks *Keystore) describe(d *Description) error {
 	d.Algorithms = nil
 	for _, alg := range []hwkey.Algorithm{hwkey.ECDSAP256, hwkey.RSA2048} {
 		parms, _ := parameters(alg)
-		_, err := tpm2.TestParms{Parameters: parms}.Execute(ks.link)
+		_, err := tpm2.TestParms{Parameters: parms}.Execute(ks.conn)
 		var rc tpm2.TPMRC
 		if err == nil {
 			d.Algorithms = append(d.Algorithms, alg)
 		} else if !errors.As(err, &rc) {
-			return words("asking the TPM about its algorithms", err)
+			return tpm.Words("asking the TPM about its algorithms", err)
 		}
 	}
 
@@ -89,7 +88,7 @@ func (ks *Keystore) describe(d *Description) error {
 	if err != nil {
 		return err
 	}
-	d.SRK = h == srkHandle
+	d.SRK = h == tpm.SRKHandle
 	return ks.withParent(h, "", in, func(p *parent, _ tpm2.TPMHandle) error {
 		d.Parent = hex.EncodeToString(p.name.Buffer)
 		return nil
@@ -115,48 +114,4 @@ func (ks *Keystore) describeFiles(d *Description) error {
 		}
 	}
 	return nil
-}
-
-// properties returns the TPM's properties from first to the end of its group.
-func properties(l *link, first tpm2.TPMPT) (map[tpm2.TPMPT]uint32, error) {
-	rsp, err := tpm2.GetCapability{Capability: tpm2.TPMCapTPMProperties, Property: uint32(first), PropertyCount: 64}.Execute(l)
-	if err != nil {
-		return nil, err
-	}
-	list, err := rsp.CapabilityData.Data.TPMProperties()
-	if err != nil {
-		return nil, err
-	}
-	m := make(map[tpm2.TPMPT]uint32)
-	for _, p := range list.TPMProperty {
-		m[p.Property] = p.Value
-	}
-	return m, nil
-}
-
-// makerAndModel describes a TPM in a few words.
-func makerAndModel(p map[tpm2.TPMPT]uint32) string {
-	words := text(p[tpm2.TPMPTManufacturer])
-	if v := vendor(p); v != "" {
-		words += " " + v
-	}
-	return words
-}
-
-func vendor(p map[tpm2.TPMPT]uint32) string {
-	var s strings.Builder
-	for pt := tpm2.TPMPTVendorString1; pt <= tpm2.TPMPTVendorString4; pt++ {
-		s.WriteString(text(p[pt]))
-	}
-	return strings.Join(strings.Fields(s.String()), " ") // the four characters are padded
-}
-
-// text returns the printable ones of the four characters in a property.
-func text(v uint32) string {
-	return strings.Map(func(r rune) rune {
-		if r < ' ' || r > '~' {
-			return -1
-		}
-		return r
-	}, string(binary.BigEndian.AppendUint32(nil, v)))
 }

@@ -11,6 +11,7 @@ import (
 
 	"github.com/limpet-auth/limpet/hwkey"
 	"github.com/limpet-auth/limpet/hwkey/internal/keydir"
+	"github.com/limpet-auth/limpet/internal/tpm"
 )
 
 // CreateHMAC makes an HMAC key in the TPM: 32 bytes that nobody ever sees. See
@@ -47,7 +48,7 @@ func (ks *Keystore) makeHMAC(ctx context.Context, secret []byte, label string) (
 		defer clear(h[:])
 		held = h[:]
 	}
-	err := k.make(ctx, label, hmacTemplate(secret != nil), held, func() error { return k.trial(ctx, secret) })
+	err := k.make(ctx, label, tpm.HMACKey(secret != nil), held, func() error { return k.trial(ctx, secret) })
 	if err != nil {
 		return nil, err
 	}
@@ -95,7 +96,7 @@ func (ks *Keystore) loadHMAC(ctx context.Context, id string, r *record) (*hmacKe
 		return nil, fmt.Errorf("%w: it is a key that signs (%s) and not an HMAC key: Load loads it", hwkey.ErrUnsupported, r.algorithm)
 	}
 	k := &hmacKey{object{ks: ks, id: id, record: r}}
-	if err := ks.do(ctx, func() error { return ks.bring(&k.object) }); err != nil {
+	if err := ks.conn.Do(ctx, func() error { return ks.bring(&k.object) }); err != nil {
 		return nil, err
 	}
 	if r.doubtful {
@@ -133,7 +134,7 @@ func (k *hmacKey) HMAC(ctx context.Context, message []byte) ([]byte, error) {
 }
 
 func (k *hmacKey) hmac(ctx context.Context, message []byte) (mac []byte, err error) {
-	err = k.ks.do(ctx, func() error {
+	err = k.ks.conn.Do(ctx, func() error {
 		if k.closed {
 			return errors.New("the key is closed")
 		}

@@ -369,7 +369,7 @@ func TestOpenHMACElsewhere(t *testing.T) {
 		t.Errorf("described as %+v", d)
 	}
 
-	b.tpm = limpettest.SoftTPM(t)
+	b.TPM = limpettest.SoftTPM(t)
 	other.Close()
 	_, err = other.OpenHMAC(t.Context(), file)
 	if !errors.Is(err, hwkey.ErrLost) {

@@ -7,13 +7,11 @@ import (
 	"errors"
 	"fmt"
 	"io"
-	"math/big"
 
 	"github.com/google/go-tpm/tpm2"
-	"golang.org/x/crypto/cryptobyte"
-	"golang.org/x/crypto/cryptobyte/asn1"
 
 	"github.com/limpet-auth/limpet/hwkey"
+	"github.com/limpet-auth/limpet/internal/tpm"
 )
 
 // Sign signs a SHA-256 digest. While the key stays loaded that is one TPM
@@ -30,7 +28,7 @@ func (k *key) Sign(_ io.Reader, digest []byte, opts crypto.SignerOpts) ([]byte, 
 }
 
 func (k *key) sign(ctx context.Context, digest []byte) (sig []byte, err error) {
-	err = k.ks.do(ctx, func() error {
+	err = k.ks.conn.Do(ctx, func() error {
 		if k.closed {
 			return errors.New("the key is closed")
 		}
@@ -53,23 +51,14 @@ func encode(alg hwkey.Algorithm, s *tpm2.TPMTSignature) ([]byte, error) {
 		}
 		return sig.Sig.Buffer, nil
 	}
-	sig, err := s.Signature.ECDSA()
-	if err != nil {
-		return nil, errors.New("the TPM made another kind of signature")
-	}
-	var b cryptobyte.Builder
-	b.AddASN1(asn1.SEQUENCE, func(b *cryptobyte.Builder) {
-		b.AddASN1BigInt(new(big.Int).SetBytes(sig.SignatureR.Buffer))
-		b.AddASN1BigInt(new(big.Int).SetBytes(sig.SignatureS.Buffer))
-	})
-	return b.Bytes()
+	return tpm.ECDSASignature(s)
 }
 
 // trial signs and verifies in software: some TPMs have an odd PSS.
 func (k *key) trial(ctx context.Context) error {
 	digest := make([]byte, crypto.SHA256.Size())
 	sig, err := k.sign(ctx, digest)
-	if rejected(err) {
+	if tpm.Rejected(err) {
 		return fmt.Errorf("%w: this TPM does not sign with PSS (%w)", hwkey.ErrUnsupported, err)
 	}
 	if err != nil {

@@ -37,7 +37,6 @@ import (
 	"errors"
 	"fmt"
 	"io"
-	"maps"
 	"path/filepath"
 	"slices"
 	"time"
@@ -46,6 +45,7 @@ import (
 
 	"github.com/limpet-auth/limpet/hwkey"
 	"github.com/limpet-auth/limpet/hwkey/internal/keydir"
+	"github.com/limpet-auth/limpet/internal/tpm"
 )
 
 const detail = "tpm2" // hwkey.Info.Detail of every key
@@ -70,22 +70,15 @@ type Config struct {
 // Keystore keeps keys in one TPM and their files in one directory. It connects
 // to the TPM when it is first needed.
 type Keystore struct {
-	addr   string
-	dial   func(context.Context) (rw io.ReadWriteCloser, exclusive bool, err error)
+	conn   *tpm.Conn
 	dir    keydir.Dir
 	dirErr error
-	counts counts
 
-	lock chan struct{} // held over each whole sequence of commands; guards what follows
-
-	link       *link
-	exclusive  bool                  // nobody else can talk to the TPM meanwhile
-	properties map[tpm2.TPMPT]uint32 // fixed for this TPM
-	sessions   [ways]*session        // nil while not started
+	// Guarded by conn, which runs one sequence of commands at a time.
+	sessions   [ways]*session // nil while not started
 	parents    map[tpm2.TPMHandle]*parent
 	resident   []*object // loaded, least recently used first
 	generation int       // changes when saved contexts stop being good
-	leftover   []tpm2.TPMHandle
 }
 
 // Open returns the keystore of the TPM at addr (see Config.Addr; "" for this
@@ -95,20 +88,13 @@ func Open(addr string) *Keystore { return New(Config{Addr: addr}) }
 
 // New is Open with all there is to configure.
 func New(c Config) *Keystore {
-	ks := &Keystore{addr: cmp.Or(c.Addr, "the default device"), lock: make(chan struct{}, 1), parents: make(map[tpm2.TPMHandle]*parent)}
+	ks := &Keystore{parents: make(map[tpm2.TPMHandle]*parent)}
+	ks.conn = tpm.New(c.Addr, c.Dial, (*loaded)(ks))
 	ks.dir = keydir.Dir{Name: c.Dir, Ext: ".tpm"}
 	if c.Dir == "" {
 		var state string
 		state, ks.dirErr = keydir.State()
 		ks.dir.Name = filepath.Join(state, "keys", "tpm")
-	}
-	ks.dial = func(ctx context.Context) (io.ReadWriteCloser, bool, error) { return dial(ctx, c.Addr) }
-	if c.Dial != nil {
-		ks.addr = "a connection of the program's"
-		ks.dial = func(ctx context.Context) (io.ReadWriteCloser, bool, error) {
-			rw, err := c.Dial(ctx)
-			return rw, false, err
-		}
 	}
 	return ks
 }
@@ -139,8 +125,8 @@ func Candidate(c Config) hwkey.Candidate {
 
 // check proves that keys could be made, without making one.
 func (ks *Keystore) check(ctx context.Context) (about string, err error) {
-	err = ks.do(ctx, func() error {
-		about = makerAndModel(ks.properties)
+	err = ks.conn.Do(ctx, func() error {
+		about = tpm.MakerAndModel(ks.conn.Properties)
 		h, err := ks.chooseParent()
 		if err != nil {
 			return err
@@ -171,7 +157,7 @@ func (ks *Keystore) create(ctx context.Context, opts hwkey.CreateOptions) (*key,
 		return nil, fmt.Errorf("%w: %q", hwkey.ErrUnsupported, alg)
 	}
 	k := &key{object{ks: ks, id: keydir.NewID()}}
-	err := k.make(ctx, opts.Label, keyTemplate(parms), nil, func() error {
+	err := k.make(ctx, opts.Label, tpm.SigningKey(parms), nil, func() error {
 		if alg == hwkey.RSA2048 {
 			return k.trial(ctx)
 		}
@@ -195,7 +181,7 @@ func (ks *Keystore) Load(ctx context.Context, id string) (hwkey.Key, error) {
 		return nil, prefix(fmt.Errorf("%s: %w: it is an HMAC key and does not sign: LoadHMAC loads it", ks.dir.Path(id), hwkey.ErrUnsupported))
 	}
 	k := &key{object{ks: ks, id: id, record: r}}
-	if err := ks.do(ctx, func() error { return ks.bring(&k.object) }); err != nil {
+	if err := ks.conn.Do(ctx, func() error { return ks.bring(&k.object) }); err != nil {
 		return nil, prefix(fmt.Errorf("%s: %w", ks.dir.Path(id), err))
 	}
 	return k, nil
@@ -269,22 +255,14 @@ func (ks *Keystore) Delete(ctx context.Context, id string) error {
 // Close frees all that is loaded in the TPM and closes the connection. A later
 // call of the keystore or of one of its keys connects anew.
 func (ks *Keystore) Close() error {
-	ks.lock <- struct{}{}
-	defer func() { <-ks.lock }()
-	if ks.link == nil {
-		return nil
-	}
-	ks.forget()
-	ks.disconnect()
+	ks.conn.Close()
 	return nil
 }
 
 // Commands returns how many commands of each name were sent to the TPM since
 // the keystore was opened, such as "Sign" or "Load", repeats included.
 func (ks *Keystore) Commands() map[string]int {
-	ks.counts.mu.Lock()
-	defer ks.counts.mu.Unlock()
-	return maps.Clone(ks.counts.byName)
+	return ks.conn.Commands()
 }
 
 func (r *record) info(id string) hwkey.Info {
@@ -315,7 +293,7 @@ func (o *object) make(ctx context.Context, label string, template tpm2.TPMTPubli
 	if err := keydir.CheckLabel(label); err != nil {
 		return err
 	}
-	err := ks.do(ctx, func() (err error) {
+	err := ks.conn.Do(ctx, func() (err error) {
 		o.record, err = ks.makeKey(template, secret)
 		return err
 	})
@@ -325,7 +303,7 @@ func (o *object) make(ctx context.Context, label string, template tpm2.TPMTPubli
 	o.record.meta.Label = label
 	o.record.meta.Created = time.Now().UTC().Truncate(time.Second)
 	// Loaded in a sequence of its own: its recovery must not make a second key.
-	if err := ks.do(ctx, func() error { return ks.bring(o) }); err != nil {
+	if err := ks.conn.Do(ctx, func() error { return ks.bring(o) }); err != nil {
 		return err
 	}
 	err = try()
@@ -350,13 +328,13 @@ func (o *object) String() string {
 
 // Close unloads the key.
 func (o *object) Close() error {
-	o.ks.lock <- struct{}{}
-	defer func() { <-o.ks.lock }()
-	o.closed, o.saved = true, nil
-	if i := slices.Index(o.ks.resident, o); i >= 0 {
-		o.ks.resident = slices.Delete(o.ks.resident, i, i+1)
-		o.ks.flush(o.handle)
-	}
+	o.ks.conn.Locked(func() {
+		o.closed, o.saved = true, nil
+		if i := slices.Index(o.ks.resident, o); i >= 0 {
+			o.ks.resident = slices.Delete(o.ks.resident, i, i+1)
+			o.ks.conn.Flush(o.handle)
+		}
+	})
 	return nil
 }
 

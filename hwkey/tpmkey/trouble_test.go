@@ -114,7 +114,8 @@ func TestLeftovers(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	b := &bus{rw: conn}
+	b := &bus{new(limpettest.TPMBus)}
+	b.Tap(conn)
 	for range 3 {
 		b.loadForeign(t)
 		b.startForeign(t)
@@ -136,7 +137,7 @@ func TestNothingStaysLoaded(t *testing.T) {
 	}
 	for _, cc := range []tpm2.TPMCC{tpm2.TPMCCCreate, tpm2.TPMCCLoad, tpm2.TPMCCContextLoad, tpm2.TPMCCStartAuthSession} {
 		ctx, cancel := context.WithCancel(t.Context())
-		b.command = func(got tpm2.TPMCC, _ []byte) []byte {
+		b.Command = func(got tpm2.TPMCC, _ []byte) []byte {
 			if got == cc {
 				cancel()
 			}
@@ -145,7 +146,7 @@ func TestNothingStaysLoaded(t *testing.T) {
 		ks.Create(ctx, hwkey.CreateOptions{})
 		ks.CreateHMAC(ctx, "")
 		cancel()
-		b.command = func(got tpm2.TPMCC, _ []byte) []byte {
+		b.Command = func(got tpm2.TPMCC, _ []byte) []byte {
 			if got == cc {
 				return answer(tpm2.TPMRCFailure)
 			}
@@ -153,7 +154,7 @@ func TestNothingStaysLoaded(t *testing.T) {
 		}
 		ks.Create(t.Context(), hwkey.CreateOptions{})
 		ks.CreateHMAC(t.Context(), "")
-		b.command = nil
+		b.Command = nil
 	}
 	key := create(t, ks, hwkey.ECDSAP256)
 	sign(t, key)
@@ -164,7 +165,7 @@ func TestNothingStaysLoaded(t *testing.T) {
 	}
 	// The TPM's own view just before the connection is closed.
 	flushed := make(chan bool, 1)
-	b.response = func(cc tpm2.TPMCC, r []byte) []byte {
+	b.Response = func(cc tpm2.TPMCC, r []byte) []byte {
 		if cc == tpm2.TPMCCFlushContext && binary.BigEndian.Uint32(r[6:]) != 0 {
 			t.Error("flushed what was not loaded")
 		}
@@ -186,7 +187,7 @@ func TestBusyTPM(t *testing.T) {
 			t.Parallel()
 			b := newBus(t)
 			count := 0
-			b.command = func(tpm2.TPMCC, []byte) []byte {
+			b.Command = func(tpm2.TPMCC, []byte) []byte {
 				if count++; count%4 != 0 { // three refusals before each success
 					return answer(rc)
 				}
@@ -196,14 +197,14 @@ func TestBusyTPM(t *testing.T) {
 			key := create(t, ks, hwkey.ECDSAP256)
 			sign(t, key)
 
-			b.command = func(tpm2.TPMCC, []byte) []byte { return answer(rc) }
+			b.Command = func(tpm2.TPMCC, []byte) []byte { return answer(rc) }
 			start := time.Now()
 			_, err := key.Sign(nil, make([]byte, 32), crypto.SHA256)
 			wantWords(t, err, "try again")
 			if d := time.Since(start); d > 10*time.Second {
 				t.Errorf("gave up after %v", d)
 			}
-			b.command = nil
+			b.Command = nil
 			sign(t, key)
 		})
 	}
@@ -360,7 +361,7 @@ func TestLockout(t *testing.T) {
 	hmacKey.mustWork(t)
 	hmacKeys.create(t, ks)
 
-	b.command = func(cc tpm2.TPMCC, _ []byte) []byte {
+	b.Command = func(cc tpm2.TPMCC, _ []byte) []byte {
 		if cc == tpm2.TPMCCSign || cc == tpm2.TPMCCHMAC {
 			return answer(tpm2.TPMRCLockout)
 		}
@@ -377,7 +378,7 @@ func TestPoorHMAC(t *testing.T) {
 	b := newBus(t)
 	dir := t.TempDir()
 	ks := openDir(t, dir, b.Dial)
-	b.command = func(cc tpm2.TPMCC, _ []byte) []byte {
+	b.Command = func(cc tpm2.TPMCC, _ []byte) []byte {
 		if cc == tpm2.TPMCCHMAC {
 			return answer(tpm2.TPMRCCommandCode)
 		}
@@ -388,11 +389,11 @@ func TestPoorHMAC(t *testing.T) {
 	if !errors.Is(err, hwkey.ErrUnsupported) {
 		t.Errorf("error %v, want ErrUnsupported", err)
 	}
-	b.command = nil
+	b.Command = nil
 	ks.Close()
 
 	// TPM_PT_INPUT_BUFFER, Part 2, 6.13, after its tag and a value of 1024.
-	b.response = func(cc tpm2.TPMCC, r []byte) []byte {
+	b.Response = func(cc tpm2.TPMCC, r []byte) []byte {
 		if cc == tpm2.TPMCCGetCapability {
 			return bytes.Replace(r, []byte{0, 0, 1, 0x0d, 0, 0, 4, 0}, []byte{0, 0, 1, 0x0d, 0, 0, 2, 0}, 1)
 		}
@@ -407,11 +408,11 @@ func TestPoorHMAC(t *testing.T) {
 	}
 	_, err = key.HMAC(t.Context(), make([]byte, 513))
 	wantWords(t, err, "513 bytes", "at most 512")
-	b.response = nil
+	b.Response = nil
 
 	// What the TPM got is not what it is tried against.
 	secret := bytes.Clone(hmacSecret)
-	b.command = func(cc tpm2.TPMCC, _ []byte) []byte {
+	b.Command = func(cc tpm2.TPMCC, _ []byte) []byte {
 		if cc == tpm2.TPMCCLoad {
 			secret[0] ^= 1
 		}
@@ -419,7 +420,7 @@ func TestPoorHMAC(t *testing.T) {
 	}
 	_, err = ks.ImportHMAC(t.Context(), secret, "")
 	wantWords(t, err, "trial HMAC", "wrong")
-	b.command = nil
+	b.Command = nil
 	if infos, err := ks.List(t.Context()); err != nil || len(infos) != 1 {
 		t.Errorf("List is %v, error %v; want the one good key", infos, err)
 	}
@@ -437,7 +438,7 @@ func TestLost(t *testing.T) {
 				t.Fatal(err)
 			}
 		}},
-		{"replaced", func(t *testing.T, b *bus) { b.tpm = limpettest.SoftTPM(t) }},
+		{"replaced", func(t *testing.T, b *bus) { b.TPM = limpettest.SoftTPM(t) }},
 	}
 	for _, tt := range tests {
 		for _, kind := range kinds {
@@ -479,7 +480,7 @@ func TestLostWithoutPin(t *testing.T) {
 			if _, err := kind.load(ks, key.id); err != nil {
 				t.Fatal(err)
 			}
-			b.tpm = limpettest.SoftTPM(t)
+			b.TPM = limpettest.SoftTPM(t)
 			ks.Close()
 			if _, err := kind.load(ks, key.id); !errors.Is(err, hwkey.ErrLost) {
 				t.Errorf("error %v, want ErrLost", err)
@@ -491,7 +492,7 @@ func TestLostWithoutPin(t *testing.T) {
 // Resets, sleep and other programs take away what was loaded; keys go on.
 func TestHandlesTaken(t *testing.T) {
 	taken := map[string]func(t *testing.T, b *bus, key, session tpm2.TPMHandle){
-		"power cut":   func(_ *testing.T, b *bus, _, _ tpm2.TPMHandle) { b.tpm.PowerOff() },
+		"power cut":   func(_ *testing.T, b *bus, _, _ tpm2.TPMHandle) { b.TPM.PowerOff() },
 		"key flushed": func(t *testing.T, b *bus, key, _ tpm2.TPMHandle) { b.flushForeign(t, key) },
 		"key exchanged": func(t *testing.T, b *bus, key, _ tpm2.TPMHandle) {
 			b.flushForeign(t, key)
@@ -563,7 +564,7 @@ func TestOddAnswers(t *testing.T) {
 				b := newBus(t)
 				ks := open(t, b.Dial)
 				key := kind.create(t, ks)
-				b.response = func(cc tpm2.TPMCC, r []byte) []byte {
+				b.Response = func(cc tpm2.TPMCC, r []byte) []byte {
 					if cc == kind.command {
 						return change(r)
 					}
@@ -574,7 +575,7 @@ func TestOddAnswers(t *testing.T) {
 				if errors.Is(err, hwkey.ErrLost) {
 					t.Errorf("error %v says the key is lost", err)
 				}
-				b.response = nil
+				b.Response = nil
 				key.mustWork(t)
 			})
 		}
@@ -584,7 +585,7 @@ func TestOddAnswers(t *testing.T) {
 func TestShortReads(t *testing.T) {
 	for _, piece := range []int{1, 9, 10, 11} {
 		b := newBus(t)
-		b.piece = piece
+		b.Piece = piece
 		ks := open(t, b.Dial)
 		sign(t, create(t, ks, hwkey.ECDSAP256))
 	}
@@ -610,7 +611,7 @@ func TestCancelInQueue(t *testing.T) {
 	ks := open(t, b.Dial)
 	key := create(t, ks, hwkey.ECDSAP256)
 	hold := make(chan bool)
-	b.command = func(tpm2.TPMCC, []byte) []byte { <-hold; return nil }
+	b.Command = func(tpm2.TPMCC, []byte) []byte { <-hold; return nil }
 	var wg sync.WaitGroup
 	wg.Go(func() { sign(t, key) })
 	time.Sleep(20 * time.Millisecond)

@@ -1,4 +1,4 @@
-package tpmkey
+package tpm
 
 import (
 	"strings"

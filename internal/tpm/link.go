@@ -1,4 +1,4 @@
-package tpmkey
+package tpm
 
 import (
 	"context"
@@ -21,15 +21,15 @@ const (
 	commandWait = 3 * time.Minute // for any other: making an RSA key takes a slow chip a minute
 )
 
-// linkError means that the connection to the TPM failed, and nothing about the
+// LinkError means that the connection to the TPM failed, and nothing about the
 // TPM itself.
-type linkError struct{ err error }
+type LinkError struct{ err error }
 
-func (e *linkError) Error() string { return e.err.Error() }
-func (e *linkError) Unwrap() error { return e.err }
+func (e *LinkError) Error() string { return e.err.Error() }
+func (e *LinkError) Unwrap() error { return e.err }
 
 // link is one connection to a TPM. It is not safe for concurrent use: the
-// keystore's lock is held over whole sequences of commands.
+// Conn's lock is held over whole sequences of commands.
 type link struct {
 	rw     io.ReadWriteCloser
 	ctx    context.Context // of the call that holds the lock
@@ -52,7 +52,7 @@ func (l *link) Send(command []byte) ([]byte, error) {
 			return nil, err
 		}
 		switch responseCode(response) {
-		case tpm2.TPMRCRetry, tpm2.TPMRCYielded, tpm2.TPMRCTesting:
+		case tpm2.TPMRCRetry, tpm2.TPMRCYielded, tpm2.TPMRCTesting, tpm2.TPMRCNVRate:
 		default:
 			return response, nil
 		}
@@ -70,7 +70,7 @@ func (l *link) Send(command []byte) ([]byte, error) {
 // exchange sends one command and reads one answer.
 func (l *link) exchange(command []byte) ([]byte, error) {
 	if l.failed != nil {
-		return nil, &linkError{l.failed}
+		return nil, &LinkError{l.failed}
 	}
 	l.counts.add(command)
 	if conn, ok := l.rw.(interface{ SetDeadline(time.Time) error }); ok {
@@ -91,7 +91,7 @@ func (l *link) exchange(command []byte) ([]byte, error) {
 		return nil, l.failed
 	}
 	l.failed = err
-	return nil, &linkError{err}
+	return nil, &LinkError{err}
 }
 
 func (l *link) transfer(command []byte) ([]byte, error) {
@@ -156,19 +156,35 @@ func (c *counts) add(command []byte) {
 	c.byName[name]++
 }
 
-// commandNames has the commands that this package sends.
+// commandNames has the commands that Limpet sends.
 var commandNames = map[tpm2.TPMCC]string{
-	tpm2.TPMCCContextLoad:      "ContextLoad",
-	tpm2.TPMCCContextSave:      "ContextSave",
-	tpm2.TPMCCCreate:           "Create",
-	tpm2.TPMCCCreatePrimary:    "CreatePrimary",
-	tpm2.TPMCCFlushContext:     "FlushContext",
-	tpm2.TPMCCGetCapability:    "GetCapability",
-	tpm2.TPMCCHMAC:             "HMAC",
-	tpm2.TPMCCLoad:             "Load",
-	tpm2.TPMCCReadPublic:       "ReadPublic",
-	tpm2.TPMCCSign:             "Sign",
-	tpm2.TPMCCStartAuthSession: "StartAuthSession",
-	tpm2.TPMCCStartup:          "Startup",
-	tpm2.TPMCCTestParms:        "TestParms",
+	tpm2.TPMCCContextLoad:         "ContextLoad",
+	tpm2.TPMCCContextSave:         "ContextSave",
+	tpm2.TPMCCCreate:              "Create",
+	tpm2.TPMCCCreatePrimary:       "CreatePrimary",
+	tpm2.TPMCCEvictControl:        "EvictControl",
+	tpm2.TPMCCFlushContext:        "FlushContext",
+	tpm2.TPMCCGetCapability:       "GetCapability",
+	tpm2.TPMCCHMAC:                "HMAC",
+	tpm2.TPMCCHierarchyChanegAuth: "HierarchyChangeAuth",
+	tpm2.TPMCCLoad:                "Load",
+	tpm2.TPMCCNVChangeAuth:        "NV_ChangeAuth",
+	tpm2.TPMCCNVDefineSpace:       "NV_DefineSpace",
+	tpm2.TPMCCNVIncrement:         "NV_Increment",
+	tpm2.TPMCCNVRead:              "NV_Read",
+	tpm2.TPMCCNVReadPublic:        "NV_ReadPublic",
+	tpm2.TPMCCNVUndefineSpace:     "NV_UndefineSpace",
+	tpm2.TPMCCNVWrite:             "NV_Write",
+	tpm2.TPMCCObjectChangeAuth:    "ObjectChangeAuth",
+	tpm2.TPMCCPolicyAuthValue:     "PolicyAuthValue",
+	tpm2.TPMCCPolicyCommandCode:   "PolicyCommandCode",
+	tpm2.TPMCCPolicyNV:            "PolicyNV",
+	tpm2.TPMCCPolicyNvWritten:     "PolicyNvWritten",
+	tpm2.TPMCCPolicyOR:            "PolicyOR",
+	tpm2.TPMCCPolicySecret:        "PolicySecret",
+	tpm2.TPMCCReadPublic:          "ReadPublic",
+	tpm2.TPMCCSign:                "Sign",
+	tpm2.TPMCCStartAuthSession:    "StartAuthSession",
+	tpm2.TPMCCStartup:             "Startup",
+	tpm2.TPMCCTestParms:           "TestParms",
 }

@@ -1,4 +1,4 @@
-package tpmkey
+package tpm
 
 import (
 	"context"
@@ -6,18 +6,18 @@ import (
 	"fmt"
 
 	"github.com/google/go-tpm/tpm2"
-
-	"github.com/limpet-auth/limpet/hwkey"
 )
 
-// words says in words what a failure means and what to do about it. doing is
-// what was tried.
-func words(doing string, err error) error {
+// Words says in words what a failure means and what to do about it. doing is
+// what was tried. Nothing failed if err is nil.
+func Words(doing string, err error) error {
 	var (
 		rc   tpm2.TPMRC
-		link *linkError
+		link *LinkError
 	)
 	switch {
+	case err == nil:
+		return nil
 	case errors.As(err, &link):
 		return fmt.Errorf("%s: the connection to the TPM failed: %w", doing, err)
 	case errors.As(err, &rc):
@@ -44,9 +44,9 @@ func advice(rc tpm2.TPMRC) string {
 		return "the TPM is busy and stayed so: try again"
 	case rc.Is(tpm2.TPMRCTesting):
 		return "the TPM is still testing itself: try again"
-	case outOfObjects(rc):
+	case OutOfObjects(rc):
 		return "other programs fill the TPM's memory for keys: use /dev/tpmrm0, which shares the TPM, or end them"
-	case outOfSessions(rc):
+	case OutOfSessions(rc):
 		return "other programs hold all of the TPM's sessions: use /dev/tpmrm0, which shares the TPM, or end them"
 	case rc == tpm2.TPMRCFailure:
 		return "the TPM is in failure mode: restart the machine; if that does not help, the chip is broken"
@@ -68,19 +68,21 @@ func advice(rc tpm2.TPMRC) string {
 // command for TPM 2.0.
 const badTag tpm2.TPMRC = 0x01e
 
-func outOfObjects(err error) bool {
+// OutOfObjects tells whether the TPM has no room for another object.
+func OutOfObjects(err error) bool {
 	return errors.Is(err, tpm2.TPMRCObjectMemory) || errors.Is(err, tpm2.TPMRCObjectHandles) || errors.Is(err, tpm2.TPMRCMemory)
 }
 
-func outOfSessions(err error) bool {
+// OutOfSessions tells whether the TPM has no room for another session.
+func OutOfSessions(err error) bool {
 	return errors.Is(err, tpm2.TPMRCSessionMemory) || errors.Is(err, tpm2.TPMRCSessionHandles) || errors.Is(err, tpm2.TPMRCContextGap)
 }
 
-// stale tells whether a handle that was good is not any more: the TPM was
+// Stale tells whether a handle that was good is not any more: the TPM was
 // reset, slept, or another program flushed what is ours. A session or key that
 // took the place of ours fails the authorization. Not TPM_RC_AUTH_FAIL: that one
 // the TPM counts towards its lockout.
-func stale(err error) bool {
+func Stale(err error) bool {
 	var rc tpm2.TPMRC
 	if !errors.As(err, &rc) {
 		return false
@@ -96,17 +98,13 @@ func stale(err error) bool {
 	return session || rc.Is(tpm2.TPMRCHandle)
 }
 
-// rejected tells whether the TPM answered TPM2_Load that the key itself is not
+// Rejected tells whether the TPM answered TPM2_Load that the key itself is not
 // good: TPM_RC_INTEGRITY for a key of another seed, others for a damaged file.
-func rejected(err error) bool {
+func Rejected(err error) bool {
 	var format1 tpm2.TPMFmt1Error
 	if !errors.As(err, &format1) {
 		return false
 	}
 	parameter, _ := format1.Parameter()
 	return parameter
-}
-
-func lost(format string, args ...any) error {
-	return fmt.Errorf("%w: "+format, append([]any{hwkey.ErrLost}, args...)...)
 }

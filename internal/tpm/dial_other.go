@@ -1,6 +1,6 @@
 //go:build !linux
 
-package tpmkey
+package tpm
 
 import (
 	"fmt"
