@@ -36,6 +36,7 @@ var imports = map[string][]string{
 	"":                      {"internal/incoming", "internal/weakmap", "proof", "proof/httpsig", "proof/hwsign", "proof/dpop"},
 	"channel":               {"hwkey", "internal/incoming", "internal/outgoing", "internal/private", "internal/replay", "internal/weakmap", "keyring", "proof", "proof/httpsig"},
 	"client":                {"hwkey", "internal/outgoing", "internal/weakmap", "proof", "proof/httpsig", "proof/hwsign", "proof/dpop"},
+	"fido/seat":             {},
 	"limpettest":            {"", "internal/incoming", "internal/weakmap", "hwkey", "proof", "proof/httpsig", "proof/hwsign", "proof/dpop"},
 	"limpettest/vectors":    {},
 	"internal/admin":        {"", "internal/incoming", "internal/weakmap", "proof", "proof/httpsig", "proof/hwsign", "proof/dpop"},
