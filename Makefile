@@ -1,4 +1,4 @@
-.PHONY: build packages test demo bench report fuzz lint clean
+.PHONY: build packages test test-vm demo bench report fuzz lint clean
 
 build: ## bin/limpet, the way it ships
 	CGO_ENABLED=0 go build -trimpath -tags grpcnotrace -o bin/limpet ./cmd/limpet
@@ -8,6 +8,9 @@ packages: ## dist/: a .deb and a container image for amd64 and arm64
 
 test: ## everything that must hold before a change lands
 	.ci/run
+
+test-vm: ## limpet fido in a virtual machine: real devices, systemd, OpenSSH
+	CI=true go test -count=1 -v ./e2e/vm
 
 demo:
 	go run ./cmd/limpet demo
