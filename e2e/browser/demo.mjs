@@ -81,6 +81,8 @@ await has(page.locator("#level"), "software");
 // A passkey, made and used.
 await button("Make a passkey").click();
 await has(said, "The passkey is kept.");
+await button("Make a passkey").click(); // in the same authenticator: the first one stays
+await has(said, "There is a passkey of yours already.");
 assert.equal((await devtools.send("WebAuthn.getCredentials", { authenticatorId })).credentials.length, 1);
 await button("Log out").click();
 await has(said, "Logged out.");

@@ -164,7 +164,9 @@ func (a *API) serveList(w http.ResponseWriter, r *http.Request) {
 		return
 	}
 	if err != nil {
-		a.cfg.Logger.ErrorContext(r.Context(), "limpet: admin: listing sessions", "why", err)
+		if r.Context().Err() == nil { // else the reader has seen enough
+			a.cfg.Logger.ErrorContext(r.Context(), "limpet: admin: listing sessions", "why", err)
+		}
 		panic(http.ErrAbortHandler) // the list must not look complete
 	}
 }

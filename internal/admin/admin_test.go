@@ -2,6 +2,7 @@ package admin
 
 import (
 	"bufio"
+	"bytes"
 	"context"
 	"crypto/ecdsa"
 	"crypto/elliptic"
@@ -542,4 +543,32 @@ func TestNoServer(t *testing.T) {
 	if err := c.Revoke(t.Context(), limpet.ID{}); err == nil || errors.Is(err, limpet.ErrNoSession) || strings.Contains(err.Error(), "http://") {
 		t.Errorf("%v", err)
 	}
+}
+
+// TestListLeft: a reader who has seen enough is nothing to wake somebody for.
+func TestListLeft(t *testing.T) {
+	s := newServer(t)
+	s.bind("token", "alice", nil)
+	var log bytes.Buffer
+	s.api.cfg.Logger = slog.New(slog.NewTextHandler(&log, nil))
+	ctx, leave := context.WithCancel(t.Context())
+	r := httptest.NewRequestWithContext(ctx, "GET", "/sessions", nil)
+	defer func() {
+		if recover() != http.ErrAbortHandler || log.Len() > 0 {
+			t.Errorf("it looks complete, or the log says: %s", &log)
+		}
+	}()
+	s.store.slow.Store(true)
+	s.api.OnSocket().ServeHTTP(leaver{httptest.NewRecorder(), leave}, r)
+}
+
+// leaver goes away with the first bytes that it gets.
+type leaver struct {
+	*httptest.ResponseRecorder
+	leave func()
+}
+
+func (l leaver) Write(b []byte) (int, error) {
+	l.leave()
+	return l.ResponseRecorder.Write(b)
 }

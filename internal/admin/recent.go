@@ -112,23 +112,28 @@ func (r *Recent) Decided(_ context.Context, d *limpet.Decision) {
 		return
 	}
 	via := max(0, slices.Index(vias, d.Format))
+	// Whoever makes up tokens is admitted in mode prefer, as nobody. Of those only
+	// who was seen before is noted, or strangers would have all others forgotten.
+	nobody := d.Result == limpet.Admitted && d.Level == limpet.None && d.User == ""
 	line, tag := r.line(d.Session)
 	now := uint64(r.now.Load())<<(viaBits+tagBits) | uint64(via)<<tagBits | tag
-	oldest := &line[0]
+	known, oldest := false, &line[0]
 	for i := range line {
 		at := line[i].Load()
 		if at == now {
 			return // to write it again would take the line away from other processors
 		}
 		if at&tagMask == tag {
-			oldest = &line[i]
+			known, oldest = at != 0, &line[i]
 			break
 		}
 		if at < oldest.Load() {
 			oldest = &line[i]
 		}
 	}
-	oldest.Store(now)
+	if known || !nobody {
+		oldest.Store(now)
+	}
 }
 
 // line returns a session's line, and what tells it from others there. An ID is a

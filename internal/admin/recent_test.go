@@ -115,13 +115,36 @@ func TestSeen(t *testing.T) {
 	}
 }
 
+// TestSeenAmongStrangers: tokens that somebody makes up have no session forgotten.
+func TestSeenAmongStrangers(t *testing.T) {
+	s := newServer(t)
+	id, nameless := s.bind("token", "alice", nil), s.bind("another", "", nil)
+	began, _ := s.recent.of(id)
+	s.recent.step(time.Unix(began, 0).Add(time.Minute))
+	ask := func(token string) {
+		r := &limpet.Request{Message: proof.Message{Method: "GET", Path: "/"}, Token: token}
+		if _, err := s.Check(t.Context(), r, limpet.Rule{}, nil); err != nil {
+			t.Fatal(err)
+		}
+	}
+	ask("another")
+	for i := range places * 2 * rows {
+		ask(strconv.Itoa(i))
+	}
+	for id, want := range map[limpet.ID]int64{id: began, nameless: began + 60} {
+		if at, _ := s.recent.of(id); at != want {
+			t.Errorf("seen %d, want %d", at, want)
+		}
+	}
+}
+
 // TestSeenOfMany: of as many as a busy server has, few are forgotten.
 func TestSeenOfMany(t *testing.T) {
 	r := NewRecent(nothing)
 	const many = 100_000
 	id := func(i int) limpet.ID { return limpet.Bearer().ID(strconv.Itoa(i)) }
 	for i := range many {
-		r.Decided(t.Context(), &limpet.Decision{Result: limpet.Admitted, Session: id(i)})
+		r.Decided(t.Context(), &limpet.Decision{Result: limpet.Admitted, User: "alice", Session: id(i)})
 	}
 	forgotten := 0
 	for i := range many {

@@ -15,6 +15,7 @@ import (
 	"net"
 	"net/http"
 	"net/netip"
+	"slices"
 	"strings"
 	"time"
 
@@ -31,12 +32,14 @@ import (
 // keeps nothing of: it carries its end and a MAC, and is used up when it has served.
 //
 // The relying party is the host that the browser asked for. A credential belongs to
-// the one that it was made at: a browser that is led to another name has none there.
+// the origin that it was made at: a browser that is led to another name has none there,
+// and to the same name's other ports it offers it, so these are told apart here.
 
 const (
 	ceremonyTime = 5 * time.Minute
-	maxPasskeys  = 8   // of a user
-	maxHost      = 253 // characters of a name in DNS
+	maxPasskeys  = 8       // of a user
+	maxHost      = 253     // characters of a name in DNS
+	maxKey       = 4 << 10 // bytes of a passkey's public key: ML-DSA-87 has 2,592, RSA takes 50 ms at this size
 	randomSize   = 16
 	expirySize   = 8
 )
@@ -90,10 +93,11 @@ const (
 	toMake  = "make " // and the user's handle
 )
 
-// spend reports whether a challenge is used for the first time.
+// spend reports whether a challenge is used for the first time. It is remembered for
+// longer than it is good for: other servers' clocks may be late.
 func (s *Server) spend(ctx context.Context, challenge []byte, ends time.Time) (bool, error) {
 	sum := sha256.Sum256(challenge)
-	return s.store.Add(ctx, "auth:challenge:"+base64.RawURLEncoding.EncodeToString(sum[:]), nil, ends.Sub(s.passkeys.now())+time.Second)
+	return s.store.Add(ctx, "auth:challenge:"+base64.RawURLEncoding.EncodeToString(sum[:]), nil, ends.Sub(s.passkeys.now())+ceremonyTime)
 }
 
 // relyingParty returns the one of the host that a request names, or answers that
@@ -125,7 +129,7 @@ func relyingParty(w http.ResponseWriter, r *http.Request) (*webauthn.WebAuthn, b
 // passkey is a record: a credential, where it was made, and whose it is.
 type passkey struct {
 	User       string              `json:"user"`
-	Party      string              `json:"rp"`
+	Origin     string              `json:"origin"`
 	Credential webauthn.Credential `json:"credential"`
 }
 
@@ -159,23 +163,36 @@ func (s *Server) handle(ctx context.Context, user string) ([]byte, error) {
 	return h, err
 }
 
-// passkey returns a user's credential with this ID, and in which of the places it is.
-func (s *Server) passkey(ctx context.Context, handle, id []byte) (k passkey, place int, err error) {
-	if len(handle) != handleSize {
-		return k, 0, errNoPasskey
-	}
+// kept returns a user's passkeys by their places.
+func (s *Server) kept(ctx context.Context, handle []byte) (map[int]passkey, error) {
+	all := make(map[int]passkey)
 	for place := range maxPasskeys {
 		rec, found, err := s.store.Get(ctx, passkeyKey(handle, place))
 		if err != nil {
-			return k, 0, &storeError{err}
+			return nil, &storeError{err}
 		}
 		if !found {
 			continue
 		}
 		var k passkey
 		if err := json.Unmarshal(rec, &k); err != nil {
-			return k, 0, &storeError{fmt.Errorf("limpet: passkey: a damaged record: %w", err)}
+			return nil, &storeError{fmt.Errorf("limpet: passkey: a damaged record: %w", err)}
 		}
+		all[place] = k
+	}
+	return all, nil
+}
+
+// passkey returns a user's credential with this ID, and in which of the places it is.
+func (s *Server) passkey(ctx context.Context, handle, id []byte) (k passkey, place int, err error) {
+	if len(handle) != handleSize {
+		return k, 0, errNoPasskey
+	}
+	all, err := s.kept(ctx, handle)
+	if err != nil {
+		return k, 0, err
+	}
+	for place, k := range all {
 		if bytes.Equal(k.Credential.ID, id) {
 			return k, place, nil
 		}
@@ -193,9 +210,10 @@ func (e *storeError) Error() string { return e.err.Error() }
 func (e *storeError) Unwrap() error { return e.err }
 
 // creation returns what a browser is to make a passkey of, and what the answer is
-// compared with.
+// compared with. An authenticator that has one of the user's makes none: it would
+// write over that.
 func creation(rp *webauthn.WebAuthn, user *holder, challenge []byte) (*protocol.CredentialCreation, *webauthn.SessionData, error) {
-	return rp.BeginRegistration(user, func(o *protocol.PublicKeyCredentialCreationOptions) error {
+	return rp.BeginRegistration(user, webauthn.WithExclusions(webauthn.Credentials(user.credentials).CredentialDescriptors()), func(o *protocol.PublicKeyCredentialCreationOptions) error {
 		o.Challenge = challenge
 		return nil
 	})
@@ -216,7 +234,22 @@ func (s *Server) serveMakeOptions(w http.ResponseWriter, r *http.Request) {
 		s.unavailable(w, r, err)
 		return
 	}
-	options, _, err := creation(rp, &holder{name: b.User, handle: handle}, s.passkeys.challenge(toMake+string(handle)))
+	all, err := s.kept(r.Context(), handle)
+	if err != nil {
+		s.unavailable(w, r, err)
+		return
+	}
+	if len(all) == maxPasskeys { // before anything is made that nobody would keep
+		tooManyPasskeys(w)
+		return
+	}
+	user := &holder{name: b.User, handle: handle}
+	for _, k := range all {
+		if slices.Contains(rp.Config.RPOrigins, k.Origin) {
+			user.credentials = append(user.credentials, k.Credential)
+		}
+	}
+	options, _, err := creation(rp, user, s.passkeys.challenge(toMake+string(handle)))
 	if err != nil {
 		s.unavailable(w, r, err)
 		return
@@ -251,7 +284,14 @@ func (s *Server) serveMake(w http.ResponseWriter, r *http.Request) {
 	}
 	user := &holder{name: b.User, handle: handle}
 	var credential *webauthn.Credential
+	if err == nil && len(made.Response.AttestationObject.AuthData.AttData.CredentialPublicKey) > maxKey {
+		err = errors.New("limpet: passkey: a key over 4 KiB")
+	}
 	if err == nil {
+		// Nobody asked who made the authenticator. What says so nonetheless is not
+		// looked at: checking it may take any time.
+		object := &made.Response.AttestationObject
+		object.Format, object.AttStatement, object.SubStatements = string(protocol.AttestationFormatNone), nil, nil
 		var against *webauthn.SessionData
 		if _, against, err = creation(rp, user, challenge); err == nil {
 			credential, err = rp.CreateCredential(user, *against, made)
@@ -270,8 +310,8 @@ func (s *Server) serveMake(w http.ResponseWriter, r *http.Request) {
 		s.badPasskey(w, r, errors.New("limpet: passkey: the challenge was used before"))
 		return
 	}
-	credential.Attestation = webauthn.CredentialAttestation{} // nobody asked for it
-	rec, err := json.Marshal(passkey{b.User, rp.Config.RPID, *credential})
+	credential.Attestation = webauthn.CredentialAttestation{}
+	rec, err := json.Marshal(passkey{b.User, made.Response.CollectedClientData.Origin, *credential})
 	if err != nil {
 		s.unavailable(w, r, err)
 		return
@@ -288,6 +328,10 @@ func (s *Server) serveMake(w http.ResponseWriter, r *http.Request) {
 			return
 		}
 	}
+	tooManyPasskeys(w)
+}
+
+func tooManyPasskeys(w http.ResponseWriter) {
 	refuse(w, http.StatusConflict, "too_many_passkeys", fmt.Sprintf("a user has %d passkeys at most", maxPasskeys))
 }
 
@@ -369,8 +413,8 @@ func (s *Server) matchPasskey(ctx context.Context, rp *webauthn.WebAuthn, body [
 	switch {
 	case err != nil:
 		return "", nil, ends, err
-	case k.Party != rp.Config.RPID:
-		return "", nil, ends, errors.New("limpet: passkey: it was made for another name of this server")
+	case k.Origin != signed.Response.CollectedClientData.Origin:
+		return "", nil, ends, errors.New("limpet: passkey: it was made at another address of this server")
 	case credential.Authenticator.CloneWarning:
 		return "", nil, ends, errors.New("limpet: passkey: its counter went back: there are two of it")
 	}

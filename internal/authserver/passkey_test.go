@@ -2,6 +2,7 @@ package authserver
 
 import (
 	"bytes"
+	"context"
 	"crypto/ecdsa"
 	"crypto/elliptic"
 	"crypto/rand"
@@ -31,6 +32,8 @@ type authenticator struct {
 	count       uint32
 	unverified  bool // nobody has shown a finger
 	crossOrigin bool
+	attested    bool   // says who made it
+	modulus     []byte // of an RSA key in place of key
 }
 
 func newAuthenticator(t *testing.T) *authenticator {
@@ -59,18 +62,27 @@ func (a *authenticator) data(flags byte) []byte {
 	return binary.BigEndian.AppendUint32(append(rp[:], flags), a.count)
 }
 
-// make returns what a browser sends after navigator.credentials.create.
+// make returns what a browser sends after navigator.credentials.create, without
+// attestation.
 func (a *authenticator) make(options map[string]any) string {
 	publicKey := options["publicKey"].(map[string]any)
 	a.handle, _ = b64.DecodeString(publicKey["user"].(map[string]any)["id"].(string))
 	point, _ := a.key.PublicKey.Bytes()
 	cose := append([]byte{0xa5, 1, 2, 3, 0x26, 0x20, 1, 0x21, 0x58, 32}, point[1:33]...) // EC2, ES256, P-256
 	cose = append(append(cose, 0x22, 0x58, 32), point[33:]...)
+	if a.modulus != nil { // RSA, RS256
+		cose = binary.BigEndian.AppendUint16([]byte{0xa4, 1, 3, 3, 0x39, 1, 0, 0x20, 0x59}, uint16(len(a.modulus)))
+		cose = append(append(cose, a.modulus...), 0x21, 0x43, 1, 0, 1)
+	}
 	data := a.data(1 | 4 | 0x40)
 	data = append(data, make([]byte, 16)...) // no model
 	data = binary.BigEndian.AppendUint16(data, uint16(len(a.id)))
 	data = append(append(data, a.id...), cose...)
-	object := append([]byte("\xa3\x63fmt\x64none\x67attStmt\xa0\x68authData\x58"), byte(len(data)))
+	statement := "\x64none\x67attStmt\xa0"
+	if a.attested {
+		statement = "\x66packed\x67attStmt\xa2\x63alg\x26\x63sig\x41x" // which does not hold
+	}
+	object := binary.BigEndian.AppendUint16([]byte("\xa3\x63fmt"+statement+"\x68authData\x59"), uint16(len(data)))
 	client := a.clientData("webauthn.create", publicKey["challenge"].(string))
 	b, _ := json.Marshal(map[string]any{"id": b64.EncodeToString(a.id), "rawId": b64.EncodeToString(a.id), "type": "public-key",
 		"response": map[string]any{"clientDataJSON": b64.EncodeToString(client), "attestationObject": b64.EncodeToString(append(object, data...))}})
@@ -216,6 +228,14 @@ func TestPasskeyRefusals(t *testing.T) {
 	if code, answer := do(t, elsewhere, "POST", "/login/passkey", "", moved.sign(options)); code != 401 {
 		t.Errorf("at another name: %d %v", code, answer)
 	}
+	// The browser offers it to the same name's other ports, which may be somebody else's,
+	// who then asks with a Host that fits.
+	elsewhere = at{server, "app.example:9999"}
+	_, options = do(t, elsewhere, "POST", "/login/passkey/options", "", "")
+	moved = with(func(a *authenticator) { a.origin = "https://app.example:9999" })
+	if code, answer := do(t, elsewhere, "POST", "/login/passkey", "", moved.sign(options)); code != 401 {
+		t.Errorf("at another port: %d %v", code, answer)
+	}
 	for _, host := range []string{"127.0.0.1:28280", "[::1]:28280", "", "a b", "app.example:8443:1", "-x-", "[fe80::1%25eth0]", strings.Repeat("a.", 200) + "example"} {
 		if code, answer := do(t, at{server, host}, "POST", "/login/passkey/options", "", ""); code != 400 || answer["reason"] != "no_relying_party" {
 			t.Errorf("%q: %d %v", host, code, answer)
@@ -258,15 +278,34 @@ func TestPasskeyMaking(t *testing.T) {
 		t.Errorf("without verification: %d", code)
 	}
 	a.unverified = false
+	a.attested = true // which nobody looks at
 	if code, _ := do(t, s, "POST", "/passkey", token, a.make(options)); code != 201 {
 		t.Errorf("%d", code)
 	}
 	if code, _ := do(t, s, "POST", "/passkey", token, newAuthenticator(t).make(options)); code != 401 {
 		t.Errorf("with the same challenge: %d", code)
 	}
+	// Every login that names it would have the server reckon for seconds.
+	_, options = do(t, s, "POST", "/passkey/options", token, "")
+	large := newAuthenticator(t)
+	large.modulus = bytes.Repeat([]byte{0xff}, 30_000)
+	if code, _ := do(t, s, "POST", "/passkey", token, large.make(options)); code != 401 {
+		t.Fatalf("with a key of 30 kB: %d", code)
+	}
 	var last *authenticator
+	_, late := do(t, s, "POST", "/passkey/options", token, "")
 	for i := 2; i <= maxPasskeys; i++ {
-		_, options := do(t, s, "POST", "/passkey/options", token, "")
+		code, options := do(t, s, "POST", "/passkey/options", token, "")
+		// An authenticator makes no second one in place of the first.
+		if i < maxPasskeys {
+			if not := options["publicKey"].(map[string]any)["excludeCredentials"].([]any); len(not) != i {
+				t.Errorf("of %d passkeys %v are told", i, not)
+			}
+		} else if code != 409 { // else it is made first, and then not kept
+			t.Errorf("options for one too many: %d", code)
+		} else {
+			options = late
+		}
 		other := newAuthenticator(t)
 		code, answer := do(t, s, "POST", "/passkey", token, other.make(options))
 		if want := map[bool]int{true: 201, false: 409}[i < maxPasskeys]; code != want {
@@ -299,6 +338,30 @@ func TestPasskeyStoreDown(t *testing.T) {
 	// A challenge is good at every server of the store.
 	if code, answer := do(t, at{up, site}, "POST", "/login/passkey", "", a.sign(options)); code != 200 {
 		t.Errorf("another server's challenge: %d %v", code, answer)
+	}
+}
+
+// lifetimes notes for how long challenges are remembered.
+type lifetimes struct {
+	limpet.Store
+	of []time.Duration
+}
+
+func (l *lifetimes) Add(ctx context.Context, key string, val []byte, ttl time.Duration) (bool, error) {
+	if strings.HasPrefix(key, "auth:challenge:") {
+		l.of = append(l.of, ttl)
+	}
+	return l.Store.Add(ctx, key, val, ttl)
+}
+
+// TestPasskeyLateClock: a challenge counts once, also at a server whose clock is behind
+// that of the one where it was spent.
+func TestPasskeyLateClock(t *testing.T) {
+	store := &lifetimes{Store: memstore.New(nil)}
+	server, _ := newServer(t, Config{Store: store})
+	makePasskey(t, at{server, site})
+	if len(store.of) != 1 || store.of[0] < ceremonyTime+time.Minute {
+		t.Errorf("remembered for %v", store.of)
 	}
 }
 

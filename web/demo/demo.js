@@ -36,6 +36,9 @@ async function ask(by, path, init) {
 
 const post = (body) => ({ method: "POST", headers: { "Content-Type": "application/json" }, body: JSON.stringify(body) });
 
+// What browsers say of passkeys is not for people.
+const words = { NotAllowedError: "No passkey was chosen.", InvalidStateError: "There is a passkey of yours already." };
+
 // does runs what a button is for: once at a time, and says how it went.
 function does(element, event, said, work) {
   element.addEventListener(event, async (e) => {
@@ -48,7 +51,7 @@ function does(element, event, said, work) {
       $(said).textContent = (await work()) ?? "";
     } catch (error) {
       $(said).className = "said bad";
-      $(said).textContent = error.name === "NotAllowedError" ? "No passkey was chosen." : error.message;
+      $(said).textContent = words[error.name] ?? error.message;
       if (error.status === 401 && error.reason === "session_ended") forget();
     } finally {
       element.ariaBusy = "false";
