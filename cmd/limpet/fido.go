@@ -1,13 +1,321 @@
 package main
 
-import "github.com/spf13/cobra"
+import (
+	"context"
+	"errors"
+	"fmt"
+	"log/slog"
+	"net/netip"
+	"os"
+	"path/filepath"
+	"sync"
+	"time"
+
+	"github.com/spf13/cobra"
+
+	"github.com/limpet-auth/limpet/fido"
+	"github.com/limpet-auth/limpet/fido/control"
+	"github.com/limpet-auth/limpet/fido/ctaphid"
+	"github.com/limpet-auth/limpet/fido/prompt"
+	"github.com/limpet-auth/limpet/fido/seat"
+	"github.com/limpet-auth/limpet/fido/softvault"
+	"github.com/limpet-auth/limpet/fido/tpmvault"
+	"github.com/limpet-auth/limpet/fido/uhid"
+)
 
 func fidoCommand() *cobra.Command {
 	cmd := group("fido", "a FIDO2 and U2F security token in software", `Fido is a security token, as browsers and OpenSSH use one, that is a program with its
 keys in the TPM:
 
   limpet fido setup   makes the TPM fit for one
-  limpet fido status  shows what the TPM protects it from`)
-	cmd.AddCommand(fidoSetup(), fidoTPMStatus())
+  limpet fido run     is the token, until it is ended
+  limpet fido agent   asks you, in your session, what the token wants to know
+  limpet fido status  shows how the token is, and how well the TPM protects it
+
+Without an agent nothing can be registered and nobody signed in. The others need a
+token that runs:
+
+  limpet fido list    shows the accounts that it keeps
+  limpet fido rm      deletes one of them
+  limpet fido pin     sets or changes its PIN
+  limpet fido reset   deletes everything`)
+	cmd.AddCommand(fidoSetup(), fidoRun(), fidoAgent(), fidoStatus(), fidoList(), fidoRemove(), fidoPIN(), fidoReset())
 	return cmd
+}
+
+// fidoSocket is the --fido-socket of a command.
+type fidoSocket string
+
+func (s *fidoSocket) flag(cmd *cobra.Command) {
+	cmd.Flags().StringVar((*string)(s), "fido-socket", "", "`path` of the token's socket (default $XDG_RUNTIME_DIR/limpet/fido, or fido beside the other state)")
+	settings(cmd, "fido-socket")
+}
+
+func (s fidoSocket) path() (string, error) {
+	if s != "" {
+		return string(s), nil
+	}
+	if dir := os.Getenv("XDG_RUNTIME_DIR"); filepath.IsAbs(dir) {
+		return filepath.Join(dir, "limpet", "fido"), nil
+	}
+	dir, err := stateDir()
+	return filepath.Join(dir, "fido"), err
+}
+
+// systemSocket is that of limpet-fido.service.
+const systemSocket = "/run/limpet-fido/socket"
+
+// find returns the socket to connect to: of the user's own token, or of the machine's.
+func (s fidoSocket) find() (string, error) {
+	path, err := s.path()
+	if err != nil || s != "" {
+		return path, err
+	}
+	if _, err := os.Stat(path); err == nil {
+		return path, nil
+	}
+	if _, err := os.Stat(systemSocket); err == nil {
+		return systemSocket, nil
+	}
+	return path, nil
+}
+
+// dial returns the way to the running token.
+func (s fidoSocket) dial() (*control.Client, error) {
+	path, err := s.find()
+	if err != nil {
+		return nil, err
+	}
+	c, err := control.Dial(path)
+	if err != nil {
+		return nil, withHint(err, "limpet fido run is the token: it must run")
+	}
+	return c, nil
+}
+
+type fidoToken struct {
+	software  string
+	datagram  string
+	uhid      bool
+	prompt    string
+	system    bool
+	tpm       fidoVault
+	socket    fidoSocket
+	logLevel  slog.Level
+	logFormat string
+}
+
+// keysInTPM is what a token of the TPM says of its keys.
+const keysInTPM = "in the TPM"
+
+const (
+	promptAgent    = "agent"
+	promptTerminal = "terminal"
+)
+
+func fidoRun() *cobra.Command {
+	var f fidoToken
+	cmd := &cobra.Command{
+		Use:   "run",
+		Short: "be a security token, until it is ended",
+		Long: `Run is a security token. On Linux it appears as a USB device (/dev/uhid), which the
+user of the process must be able to write to. With --datagram it is reached by
+datagrams of one report each instead: for programs in tests, and for virtual
+machines. Every user of this machine can send some.
+
+  limpet fido run
+  limpet fido run --datagram 127.0.0.1:8111
+
+Keys are in the TPM; limpet fido setup says how well that protects them. With
+--insecure-software they are in files of DIR, and the flag says what that is worth:
+who copies the files has every key that was made without a PIN, and can try PINs for
+the others.
+
+  limpet fido run --insecure-software DIR --datagram 127.0.0.1:8111
+
+As a service of the machine (limpet-fido.service of the package) it runs as a user of
+its own that alone may use the TPM, with --system: it belongs to whoever sits at the
+machine.
+
+Before a key is made or used, you are asked: by limpet fido agent, in your session;
+or with --prompt terminal where this command runs. Three wrong PINs in a row, and it
+takes no further one before it is started again; eight, and only a reset helps.`,
+		Args: nothing,
+		RunE: func(cmd *cobra.Command, _ []string) error { return f.run(cmd.Context()) },
+	}
+	flags := cmd.Flags()
+	flags.StringVar(&f.software, "insecure-software", "", "`directory` for keys that are in files, and can be copied")
+	flags.StringVar(&f.datagram, "datagram", "", "loopback `address` that takes reports as datagrams; port 0 takes a free one")
+	yesNoVar(cmd, &f.uhid, "uhid", "be a USB device (default, unless there is --datagram)")
+	yesNoVar(cmd, &f.system, "system", "be the token of whoever sits at this machine, as systemd-logind knows it: the agent and commands of that user count")
+	choiceVar(cmd, &f.prompt, "prompt", "who asks you", promptAgent, promptTerminal)
+	f.tpm.flags(cmd)
+	f.socket.flag(cmd)
+	logFlags(cmd, &f.logLevel, &f.logFormat)
+	settings(cmd, "log-level", "log-format")
+	return cmd
+}
+
+// vault opens what keeps the token's keys. It returns how it does that, and where the
+// token's own file is.
+func (f *fidoToken) vault() (vault fido.Vault, keys, dir string, err error) {
+	if f.software == "" {
+		c, err := f.tpm.config()
+		if err != nil {
+			return nil, "", "", err
+		}
+		v, err := tpmvault.Open(c)
+		if err != nil {
+			return nil, "", "", err
+		}
+		return v, keysInTPM, c.Dir, nil
+	}
+	v, err := softvault.Open(f.software)
+	if err != nil {
+		return nil, "", "", err
+	}
+	return v, "in files, which can be copied", f.software, nil
+}
+
+func (f *fidoToken) run(ctx context.Context) (err error) {
+	log := logger(f.logLevel, f.logFormat)
+	var transports []ctaphid.Transport
+	defer func() {
+		for _, t := range transports {
+			t.Close()
+		}
+	}()
+	where := "as a USB device"
+	if f.datagram != "" {
+		addr, err := netip.ParseAddrPort(f.datagram)
+		if err != nil || !addr.Addr().IsLoopback() {
+			return usage("--datagram must be 127.0.0.1:PORT or [::1]:PORT: a token is for this machine")
+		}
+		hosts, err := ctaphid.ListenDatagrams(addr)
+		if err != nil {
+			return err
+		}
+		transports = append(transports, hosts)
+		where = "listening on " + hosts.Addr().String()
+	}
+	vault, keys, dir, err := f.vault()
+	if err != nil {
+		return err
+	}
+	defer func() { err = errors.Join(err, vault.Close()) }()
+	user := func(context.Context) (int, error) { return os.Getuid(), nil }
+	listen := listenPrivate
+	if f.system {
+		user, listen = seat.ActiveUser, listenPublic
+	}
+	desk := control.NewDesk(log, user)
+	cfg := fido.Config{Vault: vault, Prompt: desk, Keys: keys, File: filepath.Join(dir, "credentials"), Logger: log}
+	if f.prompt == promptTerminal {
+		cfg.Prompt = prompt.NewTerminal(os.Stdin, os.Stderr)
+	}
+	token, err := fido.New(ctx, cfg)
+	if err != nil {
+		return err
+	}
+	path, err := f.socket.path()
+	if err != nil {
+		return err
+	}
+	listener, err := listen(path)
+	if err != nil {
+		return fmt.Errorf("token's socket: %w", err)
+	}
+	defer listener.Close()
+	if f.datagram == "" || f.uhid { // last, since hosts see it at once
+		device, err := uhid.Open()
+		if err != nil {
+			return withHint(err, "the user must be able to write to /dev/uhid; or use --datagram")
+		}
+		transports = append(transports, device)
+	}
+	note("keys are %s (%s)", keys, dir)
+	if f.datagram != "" && f.uhid {
+		note("as a USB device")
+	}
+	note("a security token, %s", where)
+	ready(where)
+	defer stopping()
+	serving, fail := context.WithCancelCause(ctx)
+	var parts sync.WaitGroup
+	parts.Go(func() { fail(desk.Serve(serving, listener, token)) })
+	for _, t := range transports {
+		parts.Go(func() { fail(ctaphid.Serve(serving, t, token, log)) })
+	}
+	parts.Wait()
+	if ctx.Err() != nil {
+		return nil
+	}
+	return context.Cause(serving)
+}
+
+func fidoAgent() *cobra.Command {
+	var socket fidoSocket
+	var kind string
+	cmd := &cobra.Command{
+		Use:   "agent",
+		Short: "ask you what the token wants to know",
+		Long: `Agent runs in your session and asks you before the token registers or signs in: by a
+notification of the desktop with buttons, by pinentry, or on the terminal, whichever
+works first. A question says which site it is about, and goes away after 30 seconds
+or when the site gives up. When the token ends, the agent waits for it to come back.
+
+  limpet fido agent
+  limpet fido agent --prompt terminal`,
+		Args: nothing,
+		RunE: func(cmd *cobra.Command, _ []string) error { return attend(cmd.Context(), socket, kind) },
+	}
+	choiceVar(cmd, &kind, "prompt", "how you are asked", "auto", "desktop", "pinentry", promptTerminal)
+	socket.flag(cmd)
+	return cmd
+}
+
+func attend(ctx context.Context, socket fidoSocket, kind string) error {
+	path, err := socket.find()
+	if err != nil {
+		return err
+	}
+	var p fido.Prompt
+	name := kind
+	switch kind {
+	case "desktop":
+		p, err = prompt.NewDesktop(ctx)
+	case "pinentry":
+		p, err = prompt.NewPinentry()
+	case promptTerminal:
+		p = prompt.NewTerminal(os.Stdin, os.Stderr)
+	default:
+		p, name, err = prompt.Choose(ctx)
+	}
+	if err != nil {
+		return err
+	}
+	for was := false; ; {
+		there := false
+		err := control.Attend(ctx, path, p, func() {
+			if there = true; was {
+				note("the token is back")
+				return
+			}
+			note("listening on %s for questions, which are asked by %s", path, name)
+			ready("asks by " + name)
+		})
+		switch {
+		case ctx.Err() != nil:
+			return nil
+		case there:
+			was = true
+			note("the token has gone: waiting until it is back")
+		case !was:
+			return withHint(err, "limpet fido run is the token: it must run")
+		}
+		select {
+		case <-ctx.Done():
+		case <-time.After(time.Second):
+		}
+	}
 }

@@ -158,25 +158,6 @@ again. After too many wrong passwords, of whichever program, it opens the TPM:
 	return writeNew(out, []byte(text))
 }
 
-func fidoTPMStatus() *cobra.Command {
-	var f fidoVault
-	cmd := &cobra.Command{
-		Use:   "status",
-		Short: "show what the TPM protects the token from, and what it lacks",
-		Long: `Status shows how well the TPM protects a token, and why it is not better. It changes
-nothing, and works while the token runs.
-
-  limpet fido status
-` + fidoLevelHelp + `
-
-The exit code is 0 if there is a token or one can be made.`,
-		Args: nothing,
-		RunE: func(cmd *cobra.Command, _ []string) error { return f.status(cmd.Context()) },
-	}
-	f.flags(cmd)
-	return cmd
-}
-
 func (f *fidoVault) status(ctx context.Context) error {
 	c, err := f.config()
 	if err != nil {

@@ -23,6 +23,7 @@ import (
 	"net/url"
 	"os"
 	"os/exec"
+	"path/filepath"
 	"regexp"
 	"slices"
 	"strconv"
@@ -53,6 +54,11 @@ func TestScript(t *testing.T) {
 				env.Setenv(dir, env.WorkDir+"/"+strings.ToLower(dir))
 			}
 			env.Setenv("LIMPET_TPM", noTPM)
+			peer, err := filepath.Abs("../../fido/testdata/peer.py")
+			if err != nil {
+				return err
+			}
+			env.Setenv("PEER", peer)
 			env.Setenv("GORACE", "atexit_sleep_ms=20") // not a second for each command
 			env.Values["servers"] = make(map[string]*server)
 			return nil

@@ -14,7 +14,12 @@ import (
 // listenPrivate listens on a Unix socket that only its owner can connect to,
 // in a directory that nobody else can write to. A socket that was left behind
 // is replaced.
-func listenPrivate(path string) (net.Listener, error) {
+func listenPrivate(path string) (net.Listener, error) { return listenUnix(path, 0o177) }
+
+// listenPublic is listenPrivate for a socket that every user can connect to.
+func listenPublic(path string) (net.Listener, error) { return listenUnix(path, 0o111) }
+
+func listenUnix(path string, umask int) (net.Listener, error) {
 	dir := filepath.Dir(path)
 	if err := os.MkdirAll(dir, 0o700); err != nil {
 		return nil, err
@@ -35,7 +40,7 @@ func listenPrivate(path string) (net.Listener, error) {
 	if fi, e := os.Lstat(path); e == nil && fi.Mode().Type() == os.ModeSocket && errors.Is(err, syscall.ECONNREFUSED) {
 		os.Remove(path) // what stops us is told by Listen
 	}
-	old := syscall.Umask(0o177) // mode 0600 from its first moment
+	old := syscall.Umask(umask) // the mode that it has from its first moment
 	defer syscall.Umask(old)
 	return net.Listen("unix", path)
 }

@@ -39,7 +39,7 @@ a copied session token is worthless anywhere else.
   limpet request   makes requests that prove possession of the key
   limpet agent     adds proofs to the requests of programs that cannot be changed
   limpet handshake authenticates both ends of TCP connections
-  limpet fido      is a security token with its keys in the TPM
+  limpet fido      is a security token for browsers and OpenSSH, with its keys in the TPM
 
 Programs, which have no user to log in, get tokens that live for one connection:
 

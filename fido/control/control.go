@@ -1,0 +1,367 @@
+// Package control is a token's Unix socket: for its owner's commands, and for prompt
+// agents, which run in the owner's session and ask what the token wants to know.
+//
+// Both ends send lines of JSON. Whoever connects sends one request. An agent's
+// connection then stays open: the token sends questions and takes them back, the
+// agent answers.
+package control
+
+import (
+	"bufio"
+	"context"
+	"encoding/json"
+	"errors"
+	"fmt"
+	"log/slog"
+	"net"
+	"slices"
+	"sync"
+	"time"
+
+	"github.com/limpet-auth/limpet/fido"
+)
+
+// Errors.
+var (
+	// ErrNoAgent means that nobody can ask the user.
+	ErrNoAgent = errors.New("limpet: fido: no prompt agent is connected")
+
+	// ErrElsewhere is what a user is told who does not sit at the machine.
+	ErrElsewhere = errors.New("limpet: fido: the token obeys the user who sits at the machine")
+)
+
+// What is asked for.
+const (
+	doStatus    = "status"
+	doList      = "list"
+	doRemove    = "remove"
+	doSetPIN    = "set-pin"
+	doChangePIN = "change-pin"
+	doReset     = "reset"
+	doAttend    = "attend" // become an agent
+)
+
+type request struct {
+	Do  string `json:"do"`
+	PIN []byte `json:"pin,omitempty"`
+	New []byte `json:"new,omitempty"` // PIN
+	ID  []byte `json:"id,omitempty"`  // of a credential
+}
+
+type answer struct {
+	Error       string            `json:"error,omitempty"` // a key of mistakes, or what happened
+	Status      *fido.Status      `json:"status,omitempty"`
+	Credentials []fido.Credential `json:"credentials,omitempty"`
+}
+
+// question is what an agent is told.
+type question struct {
+	Ask      uint64        `json:"ask,omitempty"`
+	Request  *fido.Request `json:"request,omitempty"`
+	Withdraw uint64        `json:"withdraw,omitempty"`
+}
+
+// verdict is what an agent says.
+type verdict struct {
+	Answer  uint64 `json:"answer"`
+	Allowed bool   `json:"allowed"`
+	Error   string `json:"error,omitempty"` // it could not ask
+}
+
+// mistakes are the errors that have a name on the wire.
+var mistakes = map[string]error{
+	"wrong-pin":     fido.ErrPINInvalid,
+	"pin-blocked":   fido.ErrPINBlocked,
+	"pin-held":      fido.ErrPINHeld,
+	"pin-policy":    fido.ErrPINPolicy,
+	"pin-set":       fido.ErrPINSet,
+	"no-pin":        fido.ErrNoPIN,
+	"not-allowed":   fido.ErrNotAllowed,
+	"no-credential": fido.ErrNoSuch,
+	"elsewhere":     ErrElsewhere,
+}
+
+// Limits.
+const (
+	maxConns   = 32
+	maxOfUser  = 8
+	maxRequest = 16 << 10 // bytes of a line
+	maxAnswer  = 8 << 20
+	patience   = 10 * time.Second // for a request, and for an answer to be taken
+)
+
+// Desk is where agents are, one after the other. It is the token's fido.Prompt.
+type Desk struct {
+	log  *slog.Logger
+	user func(context.Context) (int, error)
+
+	mu     sync.Mutex
+	agents []*agent // in the order they came
+	count  uint64
+	conns  map[int]int // of each user
+}
+
+// NewDesk returns one without agents. User tells whose token it is now: who is asked,
+// and may command it. Agents of others are kept until it is theirs.
+func NewDesk(log *slog.Logger, user func(context.Context) (int, error)) *Desk {
+	return &Desk{log: log, user: user, conns: make(map[int]int)}
+}
+
+type agent struct {
+	uid  int
+	conn net.Conn
+	gone chan struct{}
+
+	mu      sync.Mutex // also of writes
+	waiting map[uint64]chan verdict
+}
+
+// Ask asks by the user's agent that came last; if that goes away, by the one before
+// it. The answer of who is not the user any more does not count.
+func (d *Desk) Ask(ctx context.Context, r fido.Request) (bool, error) {
+	for {
+		uid, err := d.user(ctx)
+		if err != nil {
+			return false, err
+		}
+		d.mu.Lock()
+		d.count++
+		n, a := d.count, (*agent)(nil)
+		for _, b := range d.agents {
+			if b.uid == uid {
+				a = b
+			}
+		}
+		d.mu.Unlock()
+		if a == nil {
+			return false, ErrNoAgent
+		}
+		v, err := a.ask(ctx, n, r)
+		switch {
+		case ctx.Err() != nil:
+			return false, ctx.Err()
+		case err != nil:
+			d.leave(a)
+		case v.Error != "":
+			return false, fmt.Errorf("limpet: fido: the prompt agent could not ask: %s", v.Error)
+		case v.Allowed:
+			if now, err := d.user(ctx); err != nil || now != uid {
+				return false, errors.Join(ErrElsewhere, err)
+			}
+			return true, nil
+		default:
+			return false, nil
+		}
+	}
+}
+
+func (a *agent) ask(ctx context.Context, n uint64, r fido.Request) (v verdict, err error) {
+	answered := make(chan verdict, 1)
+	a.mu.Lock()
+	a.waiting[n] = answered
+	a.mu.Unlock()
+	defer func() {
+		a.mu.Lock()
+		delete(a.waiting, n)
+		a.mu.Unlock()
+	}()
+	if err := a.send(question{Ask: n, Request: &r}); err != nil {
+		return v, err
+	}
+	select {
+	case v := <-answered:
+		return v, nil
+	case <-a.gone:
+		return v, errors.New("gone")
+	case <-ctx.Done():
+		return v, a.send(question{Withdraw: n})
+	}
+}
+
+func (a *agent) send(q question) error {
+	a.mu.Lock()
+	defer a.mu.Unlock()
+	return send(a.conn, q)
+}
+
+func send(conn net.Conn, v any) error {
+	line, err := json.Marshal(v)
+	if err != nil {
+		return err
+	}
+	whole := append(line, '\n')
+	conn.SetWriteDeadline(time.Now().Add(patience))
+	_, err = conn.Write(whole)
+	clear(whole)
+	clear(line) // there may be a PIN in it
+	return err
+}
+
+func (d *Desk) leave(a *agent) {
+	a.conn.Close()
+	d.mu.Lock()
+	defer d.mu.Unlock()
+	d.agents = slices.DeleteFunc(d.agents, func(b *agent) bool { return a == b })
+}
+
+// attend keeps an agent until it goes.
+func (d *Desk) attend(conn net.Conn, uid int, lines *bufio.Scanner) {
+	a := &agent{uid: uid, conn: conn, gone: make(chan struct{}), waiting: make(map[uint64]chan verdict)}
+	if send(conn, answer{}) != nil {
+		return
+	}
+	d.mu.Lock()
+	d.agents = append(d.agents, a)
+	d.mu.Unlock()
+	d.log.Info("a prompt agent is there")
+	defer d.log.Info("a prompt agent has gone")
+	defer d.leave(a)
+	defer close(a.gone)
+	conn.SetReadDeadline(time.Time{})
+	for lines.Scan() {
+		var v verdict
+		if json.Unmarshal(lines.Bytes(), &v) != nil {
+			return
+		}
+		a.mu.Lock()
+		if answered := a.waiting[v.Answer]; answered != nil {
+			delete(a.waiting, v.Answer)
+			answered <- v
+		}
+		a.mu.Unlock()
+	}
+}
+
+// Serve answers those who connect, and closes the listener when ctx is done.
+// Commands are the user's and root's.
+func (d *Desk) Serve(ctx context.Context, l net.Listener, token *fido.Token) error {
+	stop := context.AfterFunc(ctx, func() { l.Close() })
+	defer stop()
+	defer l.Close()
+	var conns sync.WaitGroup
+	defer conns.Wait()
+	ctx, cancel := context.WithCancel(ctx)
+	defer cancel()
+	slots := make(chan struct{}, maxConns)
+	for {
+		conn, err := l.Accept()
+		if ctx.Err() != nil {
+			return nil
+		}
+		if errors.Is(err, net.ErrClosed) {
+			return fmt.Errorf("limpet: fido: control socket: %w", err)
+		}
+		if err != nil {
+			d.log.Warn("limpet: fido: control socket", "error", err)
+			time.Sleep(100 * time.Millisecond)
+			continue
+		}
+		select {
+		case slots <- struct{}{}:
+		default:
+			conn.Close()
+			continue
+		}
+		conns.Go(func() {
+			defer func() { <-slots }()
+			d.handle(ctx, conn, token)
+		})
+	}
+}
+
+func (d *Desk) handle(ctx context.Context, conn net.Conn, token *fido.Token) {
+	stop := context.AfterFunc(ctx, func() { conn.Close() })
+	defer stop()
+	defer conn.Close()
+	uid, err := peer(conn)
+	if err == nil && !d.enter(uid) {
+		err = fmt.Errorf("user %d has too many connections", uid)
+	}
+	if err != nil {
+		d.log.Warn("limpet: fido: refused at the control socket", "error", err)
+		return
+	}
+	defer d.exit(uid)
+	conn.SetReadDeadline(time.Now().Add(patience))
+	lines := scanner(conn, maxRequest)
+	var r request
+	if !lines.Scan() || json.Unmarshal(lines.Bytes(), &r) != nil {
+		return
+	}
+	if r.Do == doAttend {
+		d.attend(conn, uid, lines)
+		return
+	}
+	if owner, err := d.user(ctx); uid != 0 && (err != nil || uid != owner) {
+		d.log.Warn("limpet: fido: refused at the control socket", "error", errors.Join(fmt.Errorf("user %d does not sit at the machine", uid), err))
+		send(conn, answer{Error: "elsewhere"})
+		return
+	}
+	// Who hangs up does not want it any more.
+	ctx, cancel := context.WithCancel(ctx)
+	defer cancel()
+	conn.SetReadDeadline(time.Time{})
+	go func() {
+		defer cancel()
+		lines.Scan()
+	}()
+	a := do(ctx, token, &r)
+	clear(r.PIN)
+	clear(r.New)
+	send(conn, a)
+}
+
+func (d *Desk) enter(uid int) bool {
+	d.mu.Lock()
+	defer d.mu.Unlock()
+	if d.conns[uid] == maxOfUser {
+		return false
+	}
+	d.conns[uid]++
+	return true
+}
+
+func (d *Desk) exit(uid int) {
+	d.mu.Lock()
+	defer d.mu.Unlock()
+	if d.conns[uid]--; d.conns[uid] == 0 {
+		delete(d.conns, uid)
+	}
+}
+
+func do(ctx context.Context, token *fido.Token, r *request) (a answer) {
+	var err error
+	switch r.Do {
+	case doStatus:
+		var s fido.Status
+		s, err = token.Status(ctx)
+		a.Status = &s
+	case doList:
+		a.Credentials, err = token.List(ctx, r.PIN)
+	case doRemove:
+		err = token.Remove(ctx, r.PIN, r.ID)
+	case doSetPIN:
+		err = token.SetPIN(ctx, r.New)
+	case doChangePIN:
+		err = token.ChangePIN(ctx, r.PIN, r.New)
+	case doReset:
+		err = token.Reset(ctx)
+	default:
+		err = errors.New("limpet: fido: the token does not know this command")
+	}
+	if err == nil {
+		return a
+	}
+	for name, mistake := range mistakes {
+		if errors.Is(err, mistake) {
+			return answer{Error: name}
+		}
+	}
+	return answer{Error: err.Error()}
+}
+
+func scanner(conn net.Conn, limit int) *bufio.Scanner {
+	lines := bufio.NewScanner(conn)
+	lines.Buffer(nil, limit)
+	return lines
+}

@@ -1,0 +1,351 @@
+package ctaphid
+
+import (
+	"context"
+	"crypto/rand"
+	"encoding/binary"
+	"errors"
+	"fmt"
+	"io"
+	"log/slog"
+	"net"
+	"sync/atomic"
+	"time"
+)
+
+// Serve answers the hosts of a transport until ctx is done or the transport fails,
+// and closes it. It returns when no request is being answered any more; the error is
+// nil if ctx ended it.
+//
+// One transaction is served at a time; hosts on other channels are told that the
+// token is busy. There are 128 channels, and a further one takes the place of the
+// one that was used least recently; no message is longer than [MaxMessage]. So a host
+// can cost no more memory than that.
+func Serve(ctx context.Context, t Transport, token Token, log *slog.Logger) error {
+	inner, cancel := context.WithCancel(ctx)
+	defer cancel()
+	stop := context.AfterFunc(inner, func() { t.Close() }) // ends Read
+	defer stop()
+	s := &server{transport: t, token: token, log: log, channels: make(map[uint32]uint64)}
+	reports, failed := make(chan Report), make(chan error, 1)
+	go func() {
+		for {
+			r, err := t.Read()
+			if err != nil {
+				failed <- err
+				return
+			}
+			select {
+			case reports <- r:
+			case <-inner.Done():
+				return
+			}
+		}
+	}()
+	err := s.loop(inner, reports, failed)
+	cancel()
+	t.Close()
+	if s.last != nil {
+		<-s.last
+	}
+	if ctx.Err() != nil {
+		return nil
+	}
+	return fmt.Errorf("limpet: ctaphid: %w", err)
+}
+
+type server struct {
+	transport Transport
+	token     Token
+	log       *slog.Logger
+
+	channels map[uint32]uint64 // when each was last used, in uses of any
+	uses     uint64
+
+	lock      uint32 // the channel that has the token for itself, if unlock is set
+	unlock    <-chan time.Time
+	receiving *partial
+	overdue   <-chan time.Time // for the next report of what is being received
+
+	// The transaction that is being answered.
+	running *transaction
+	last    chan struct{} // closed when the token has answered the last one
+}
+
+type transaction struct {
+	channel uint32
+	cmd     byte
+	cancel  context.CancelFunc
+	answer  chan []byte
+	waiting atomic.Bool // for the user
+	changed chan struct{}
+}
+
+func (s *server) loop(ctx context.Context, reports <-chan Report, failed <-chan error) error {
+	tick := time.NewTicker(keepalive)
+	defer tick.Stop()
+	for {
+		var answer chan []byte
+		var beat <-chan time.Time
+		var changed chan struct{}
+		if s.running != nil {
+			answer, changed = s.running.answer, s.running.changed
+			if s.running.cmd == cmdCBOR {
+				beat = tick.C
+			}
+		}
+		var err error
+		select {
+		case <-ctx.Done():
+			return ctx.Err()
+		case err = <-failed:
+		case r := <-reports:
+			err = s.report(ctx, &r)
+		case data := <-answer:
+			done := s.running
+			s.running = nil
+			err = s.send(done.channel, done.cmd, data)
+		case <-beat:
+			err = s.beat()
+		case <-changed:
+			err = s.beat()
+		case <-s.overdue:
+			select {
+			case r := <-reports: // perhaps it is this process that was late
+				s.overdue = time.After(time.Millisecond)
+				err = s.report(ctx, &r)
+			default:
+				channel := s.receiving.channel
+				s.drop()
+				err = s.refuse(channel, errTimeout)
+			}
+		case <-s.unlock:
+			s.unlock = nil
+		}
+		if err != nil {
+			return err
+		}
+	}
+}
+
+// report takes one report of a host.
+func (s *server) report(ctx context.Context, r *Report) error {
+	channel := binary.BigEndian.Uint32(r[:])
+	if r[4]&initial == 0 {
+		// What continues nothing is passed over, as is what a channel that was told to
+		// wait sends of its message.
+		if s.receiving == nil || s.receiving.channel != channel {
+			return nil
+		}
+		if !s.receiving.next(r) {
+			s.drop()
+			return s.refuse(channel, errInvalidSequence)
+		}
+		s.overdue = time.After(messageTimeout)
+		return s.complete(ctx)
+	}
+	m := begin(r)
+	_, known := s.channels[channel]
+	busy := s.running != nil || s.receiving != nil && s.receiving.channel != channel || s.unlock != nil && s.lock != channel
+	switch {
+	case channel == 0, channel == broadcast && m.cmd != cmdInit:
+		return s.refuse(channel, errInvalidChannel)
+	case !known && m.cmd != cmdInit && busy:
+		return s.refuse(channel, errBusy)
+	case !known && m.cmd != cmdInit:
+		return s.refuse(channel, errInvalidChannel)
+	case m.length > MaxMessage:
+		return s.refuse(channel, errInvalidLength)
+	}
+	if known {
+		s.use(channel)
+	}
+	switch {
+	case m.cmd == cmdInit: // in any state
+		if m.length != 8 {
+			return s.refuse(channel, errInvalidLength)
+		}
+		return s.init(channel, m.data)
+	case m.cmd == cmdCancel:
+		if s.running != nil && s.running.channel == channel && s.running.cmd == cmdCBOR {
+			s.running.cancel()
+		}
+		return nil // it has no answer of its own
+	case busy:
+		return s.refuse(channel, errBusy)
+	case s.receiving != nil:
+		s.drop()
+		return s.refuse(channel, errInvalidSequence)
+	}
+	s.receiving, s.overdue = m, time.After(messageTimeout)
+	return s.complete(ctx)
+}
+
+// init gives out a channel, or makes one ready for something new. One that is not
+// known is that of a host who had it before this process began, or before others
+// needed the place.
+func (s *server) init(channel uint32, nonce []byte) error {
+	given := channel
+	if channel == broadcast {
+		given = s.unused()
+	}
+	if _, known := s.channels[given]; !known {
+		s.open(given)
+	} else {
+		if s.receiving != nil && s.receiving.channel == channel {
+			s.drop()
+		}
+		if s.running != nil && s.running.channel == channel {
+			s.abort()
+		}
+	}
+	answer := append(make([]byte, 0, 17), nonce...)
+	answer = binary.BigEndian.AppendUint32(answer, given)
+	answer = append(answer, version, 1, 0, 0, capWink|capCBOR)
+	return s.send(channel, cmdInit, answer)
+}
+
+func (s *server) use(channel uint32) {
+	s.uses++
+	s.channels[channel] = s.uses
+}
+
+// open adds a channel. It takes the place of the one that was used least recently, but
+// for those that are in the middle of something.
+func (s *server) open(channel uint32) {
+	if len(s.channels) >= maxChannels {
+		oldest, when := uint32(0), s.uses+1
+		for channel, used := range s.channels {
+			if used < when && !s.engaged(channel) {
+				oldest, when = channel, used
+			}
+		}
+		delete(s.channels, oldest)
+	}
+	s.use(channel)
+}
+
+// unused returns a channel that nobody has.
+func (s *server) unused() uint32 {
+	for {
+		var b [4]byte
+		rand.Read(b[:])
+		channel := binary.BigEndian.Uint32(b[:])
+		if _, taken := s.channels[channel]; !taken && channel != 0 && channel != broadcast {
+			return channel
+		}
+	}
+}
+
+func (s *server) engaged(channel uint32) bool {
+	return s.running != nil && s.running.channel == channel ||
+		s.receiving != nil && s.receiving.channel == channel ||
+		s.unlock != nil && s.lock == channel
+}
+
+func (s *server) drop() { s.receiving, s.overdue = nil, nil }
+
+// complete answers the message that is being received, if all of it is there.
+func (s *server) complete(ctx context.Context) error {
+	m := s.receiving
+	if !m.whole() {
+		return nil
+	}
+	s.drop()
+	switch m.cmd {
+	case cmdPing:
+		return s.send(m.channel, m.cmd, m.data)
+	case cmdLock:
+		return s.setLock(m)
+	case cmdWink:
+		if m.length != 0 {
+			return s.refuse(m.channel, errInvalidLength)
+		}
+		return s.send(m.channel, m.cmd, nil) // there is no light to blink with: what is asked of the user is seen
+	case cmdMessage, cmdCBOR:
+		if m.length == 0 {
+			return s.refuse(m.channel, errInvalidLength)
+		}
+		s.start(ctx, m)
+		return nil
+	}
+	return s.refuse(m.channel, errInvalidCommand)
+}
+
+func (s *server) setLock(m *partial) error {
+	if m.length != 1 {
+		return s.refuse(m.channel, errInvalidLength)
+	}
+	if m.data[0] > maxLock {
+		return s.refuse(m.channel, errInvalidParameter)
+	}
+	s.lock, s.unlock = m.channel, nil
+	if m.data[0] > 0 {
+		s.unlock = time.After(time.Duration(m.data[0]) * time.Second)
+	}
+	return s.send(m.channel, m.cmd, nil)
+}
+
+// start has a message answered. The token gets one at a time: one whose host has
+// left it may need a moment to end.
+func (s *server) start(ctx context.Context, m *partial) {
+	ctx, cancel := context.WithCancel(ctx)
+	t := &transaction{
+		channel: m.channel, cmd: m.cmd, cancel: cancel,
+		answer: make(chan []byte, 1), changed: make(chan struct{}, 1),
+	}
+	before, done := s.last, make(chan struct{})
+	s.running, s.last = t, done
+	go func() {
+		defer close(done)
+		defer cancel()
+		if before != nil {
+			<-before
+		}
+		if m.cmd == cmdMessage {
+			t.answer <- s.token.Message(ctx, m.channel, m.data)
+			return
+		}
+		t.answer <- s.token.CBOR(ctx, m.channel, m.data, func(waits bool) {
+			if t.waiting.Swap(waits) != waits {
+				select {
+				case t.changed <- struct{}{}:
+				default: // it will be seen
+				}
+			}
+		})
+	}()
+}
+
+// abort leaves the running transaction, whose answer nobody gets.
+func (s *server) abort() {
+	s.running.cancel()
+	s.running = nil
+}
+
+func (s *server) beat() error {
+	status := byte(processing)
+	if s.running.waiting.Load() {
+		status = upNeeded
+	}
+	return s.send(s.running.channel, cmdKeepalive, []byte{status})
+}
+
+func (s *server) refuse(channel uint32, code byte) error {
+	return s.send(channel, cmdError, []byte{code})
+}
+
+// send writes a message. One that a host does not take is lost; the others are
+// not to suffer from that.
+func (s *server) send(channel uint32, cmd byte, data []byte) error {
+	for _, r := range frames(channel, cmd, data) {
+		if err := s.transport.Write(r); err != nil {
+			if errors.Is(err, net.ErrClosed) || errors.Is(err, io.ErrClosedPipe) {
+				return err
+			}
+			s.log.Debug("cannot answer a host", "error", err)
+			return nil
+		}
+	}
+	return nil
+}
