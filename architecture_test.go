@@ -37,7 +37,7 @@ var imports = map[string][]string{
 	"hwkey/softkey":         {"internal/private", "hwkey", "hwkey/internal/keydir"},
 	"hwkey/tpmkey":          {"hwkey", "hwkey/internal/keydir", "internal/tpm"},
 	"fido/tpmvault":         {"fido", "internal/private", "internal/tpm"},
-	"fido/vaulttest":        {"fido"},
+	"fido/vaulttest":        {"fido", "internal/private"},
 	"fido/seat":             {},
 	"keyring":               {"hwkey", "internal/private"},
 	"handshake":             {"hwkey", "internal/private", "keyring"},
