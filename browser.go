@@ -85,7 +85,8 @@ func (b *browsers) holds(header map[string][]string, root ID, now time.Time, roo
 	}
 	copy(room.text[:], text)
 	raw := &room.raw
-	if _, err := cookieEncoding.Decode(raw[:], room.text[:]); err != nil {
+	// Of line ends, which are skipped, fewer bytes come, and the rest is an earlier request's.
+	if n, err := cookieEncoding.Decode(raw[:], room.text[:]); n != cookieSize || err != nil {
 		return there, false
 	}
 	copy(room.signed[copy(room.signed[:], raw[:cookieHead]):], root[:])

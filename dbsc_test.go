@@ -248,6 +248,14 @@ func TestBoundCookieIsForOneSession(t *testing.T) {
 	for _, c.bound = range []string{"", "x", good[:54], good + "A", good + "=", `"` + good + `"`} {
 		expect(t, c.bound, c.get(), proof.Required)
 	}
+	// Nor does room that another request left its cookie in make up for one of nothing:
+	// base64 skips these, and who calls Check need not be net/http.
+	for _, skipped := range []string{strings.Repeat("\n", len(good)), good[:12] + strings.Repeat("\r", len(good)-12)} {
+		c.bound = good
+		expect(t, "good", c.get(), "")
+		c.bound = skipped
+		expect(t, skipped, c.get(), proof.Required)
+	}
 	// A browser that has one does not refresh: so it must not keep one that is refused.
 	c.bound = "stale"
 	if c.get(); c.bound != "" {

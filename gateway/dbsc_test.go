@@ -11,6 +11,7 @@ import (
 	"testing"
 	"time"
 
+	"github.com/limpet-auth/limpet"
 	"github.com/limpet-auth/limpet/gateway"
 	"github.com/limpet-auth/limpet/limpettest"
 	"github.com/limpet-auth/limpet/proof"
@@ -138,6 +139,18 @@ func TestDBSC(t *testing.T) {
 		}
 	}
 	s.wants(t, k.Client, "GET", "/.well-known/limpet/other", 404, "not_found")
+}
+
+// TestDBSCObserved: what the gateway tells a browser stands beside what the app does.
+func TestDBSCObserved(t *testing.T) {
+	s := newSite(t, gateway.Config{DBSC: true, Rule: limpet.Rule{Mode: limpet.Observe}})
+	device := s.device(t)
+	s.login(t, device)
+	before := s.cookie(t, device)
+	thief := s.thief(t, before)
+	if code, _ := s.ask(t, thief, "GET", "/rotate", nil, "Cookie", "__Host-limpet=stale"); code != 200 || s.cookie(t, thief) == before {
+		t.Errorf("%d: the app's own cookie is lost", code)
+	}
 }
 
 func TestDBSCIsForCookies(t *testing.T) {

@@ -119,7 +119,12 @@ func (g *Gateway) modify(resp *http.Response) error {
 		}
 		g.log.InfoContext(x, "limpet: gateway: would not hand out a session", "path", incoming.Told(x.in.URL.Path), "why", err)
 	}
-	maps.Copy(resp.Header, x.answer)
+	for name, values := range x.answer {
+		if name == "Set-Cookie" { // ours, beside the app's
+			values = append(resp.Header[name], values...)
+		}
+		resp.Header[name] = values
+	}
 	return nil
 }
 

@@ -213,6 +213,24 @@ assert.match(requests.abort.events, /abort,loadend$/);
 assert.deepEqual([requests.sync, requests.is], [200, true]);
 assert.equal((await control("log")).filter((r) => r.Path === "/api/strict/never").length, 0);
 
+step("another origin, which a redirect leads to, has no say about the session");
+const sessionBefore = await page.evaluate(() => limpet.state());
+const lied = await page.evaluate(async (other) => {
+  const to = (what) => "/api/redirect?to=" + encodeURIComponent(other + "/open/liar" + what);
+  const xhr = (url) => new Promise((ok) => {
+    const x = new XMLHttpRequest();
+    x.onloadend = () => ok(x.status);
+    x.open("GET", url);
+    x.send();
+  });
+  const said = [];
+  for (const what of ["?session_ended", ""]) said.push((await fetch(to(what))).status, await xhr(to(what)));
+  return [...said, await limpet.state()];
+}, other);
+assert.deepEqual(lied, [401, 401, 200, 200, sessionBefore]);
+assert.equal((await get(page, "/api/strict/x")).status, 200);
+await control("log");
+
 step("a server with another seal key: key_unknown");
 const restart = async () => {
   await control("restart");
@@ -347,13 +365,15 @@ assert.equal((await get(page, "/api/strict/x")).status, 200);
 assert.equal((await page.evaluate(() => limpet.state())).level, "software");
 
 step("a login that ends with a redirect");
-const form = await page.evaluate(async () => {
+const form = await page.evaluate(async (other) => {
   const body = () => new URLSearchParams({ user: "carol", password: "secret" });
+  await limpet.login("/login?to=" + encodeURIComponent(other + "/open/liar"), { method: "POST", body: body() });
+  const away = (await fetch("/api/strict/x")).status;
   const r = await limpet.login("/login?to=/api/me", { method: "POST", body: body() });
   const manual = await limpet.login("/login?to=/api/me", { method: "POST", body: body(), redirect: "manual" });
-  return { status: r.status, user: (await r.json()).user, manual: manual.type, level: (await limpet.state()).level };
-});
-assert.deepEqual(form, { status: 200, user: "carol", manual: "opaqueredirect", level: "software" });
+  return { away, status: r.status, user: (await r.json()).user, manual: manual.type, level: (await limpet.state()).level };
+}, other);
+assert.deepEqual(form, { away: 200, status: 200, user: "carol", manual: "opaqueredirect", level: "software" });
 assert.deepEqual(await get(page, "/api/strict/x").then((r) => [r.status, r.user]), [200, "carol"]);
 await picture(page, "sdk-page");
 

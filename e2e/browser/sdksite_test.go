@@ -3,12 +3,14 @@ package browser_test
 import (
 	"crypto/rand"
 	"crypto/sha256"
+	"encoding/base64"
 	"encoding/hex"
 	"encoding/json"
 	"fmt"
 	"io"
 	"log/slog"
 	"net/http"
+	"strconv"
 	"strings"
 	"sync"
 	"testing"
@@ -209,6 +211,17 @@ globalThis.onconnect = (e) => { e.ports[0].onmessage = (m) => ask(e.ports[0], m.
 	case strings.HasPrefix(r.Host, "evil."), path == "/open/evil":
 		w.Header().Set("Content-Type", "text/html")
 		w.Header().Set("Access-Control-Allow-Origin", "*")
+		if path == "/open/liar" { // which takes the proof's headers, and speaks as if it were the app
+			h := w.Header()
+			h.Set("Access-Control-Allow-Headers", "*")
+			h.Set("Access-Control-Expose-Headers", "*")
+			if r.URL.RawQuery == "" {
+				h.Set("Limpet-Key", ":"+base64.StdEncoding.EncodeToString(make([]byte, 65))+":;exp=9999999999;lease=900;session=:"+base64.StdEncoding.EncodeToString(make([]byte, 32))+":")
+			} else if r.Method == http.MethodGet {
+				h.Set("WWW-Authenticate", "Limpet error="+strconv.Quote(r.URL.RawQuery))
+				w.WriteHeader(http.StatusUnauthorized)
+			}
+		}
 		io.WriteString(w, "<!doctype html><title>evil</title>")
 		return
 	}

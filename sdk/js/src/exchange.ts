@@ -1,6 +1,6 @@
 // Requests with their proofs, and again where that can help.
 
-import { covered, heard, native, origin, prove, sessionAtHand, sessionOf, stale, type Answer } from "./session.js";
+import { answerFrom, covered, heard, native, origin, prove, sessionAtHand, sessionOf, stale, type Answer } from "./session.js";
 import { digest, join, type Bytes } from "./wire.js";
 
 /** Bytes of a body that is read into memory, as its digest is sent before it. */
@@ -51,7 +51,7 @@ export function outgoing(request: Request, body: Bytes | undefined, fields?: Map
   return out;
 }
 
-export const answerOf = (r: Response): Answer => ({ status: r.status, header: (name) => r.headers.get(name) });
+export const answerOf = (r: Response): Answer => answerFrom(r.url, { status: r.status, header: (name) => r.headers.get(name) });
 
 const repeatable = (method: string) => /^(GET|HEAD)$/.test(method);
 

@@ -7,7 +7,7 @@
 
 import { add, remove, update } from "./keys.js";
 import { answerOf, exchange, hop, large, maxBody, outgoing, passes, take, tooLarge, unproven } from "./exchange.js";
-import { atHand, begin, change, covered, currentChallenge, end, adjust, ask, cookieSession, heard, lacking, last, locked, native, note, origin, serverTime, sessionOf, sessions, stale, trouble, unfield } from "./session.js";
+import { atHand, begin, change, covered, currentChallenge, end, adjust, ask, cookieSession, heard, lacking, last, locked, native, note, origin, serverTime, sessionOf, sessions, stale, trouble, unfield, type Answer } from "./session.js";
 import { keep, renew } from "./cookie.js";
 import { addSignature, bytes, deviceField, digest, keyID, newDeviceKey, parseServer, urlOf } from "./wire.js";
 import { provenXHR } from "./xhr.js";
@@ -96,7 +96,7 @@ async function offer(request: Request): Promise<Response> {
     const url = new URL(request.url);
     const body = await take(request);
     const sum = body?.length ? await digest(body) : undefined;
-    let resp: Response;
+    let resp: Response, answer: Answer;
     for (const tried = new Set<string>(); ; ) {
       const fields = new Map([["limpet-device", device]]);
       if (sum) fields.set("content-digest", sum);
@@ -104,13 +104,14 @@ async function offer(request: Request): Promise<Response> {
       if (covered) fields.set("limpet-challenge", covered);
       await addSignature(request.method, url, fields, serverTime(), key, name);
       resp = await native(outgoing(request, body, fields));
-      const reason = heard(answerOf(resp));
-      const better = reason === "clock_skew" ? adjust(resp.headers.get("date")) : reason === "challenge_required" && currentChallenge() !== covered;
+      answer = answerOf(resp);
+      const reason = heard(answer);
+      const better = reason === "clock_skew" ? adjust(answer.header("date")) : reason === "challenge_required" && currentChallenge() !== covered;
       if (!reason || !better || tried.has(reason)) break;
       tried.add(reason);
     }
     // The answer to a login that ended with a redirect, no script sees.
-    const server = parseServer(resp.headers.get("limpet-key") ?? "");
+    const server = parseServer(answer.header("limpet-key") ?? "");
     const may = resp.ok || resp.redirected || resp.type === "opaqueredirect";
     const says = may || server ? await ask().catch(() => undefined) : undefined;
     const id = server?.session ?? (says?.device === name ? unfield(says.id) : undefined);

@@ -246,6 +246,10 @@ export interface Answer {
   header(name: string): string | null;
 }
 
+/** An answer as far as it is this origin's: a redirect may have led to another one, whose word on sessions counts for nothing. */
+export const answerFrom = (url: string, a: Answer): Answer =>
+  url && new URL(url).origin !== origin ? { status: 0, header: () => null } : a;
+
 export interface Proof {
   /** Reports whether another try makes sense, where the same reason has been there before. */
   again(reason: string): boolean;

@@ -1,7 +1,7 @@
 // XMLHttpRequest with proofs: asynchronous ones of this origin.
 
 import { large } from "./exchange.js";
-import { atHand, origin, prove, sessionOf, type Proof } from "./session.js";
+import { answerFrom, atHand, origin, prove, sessionOf, type Proof } from "./session.js";
 import { digest, type Bytes } from "./wire.js";
 
 /** An asynchronous request of this origin, from open() to its end. */
@@ -43,7 +43,7 @@ export function provenXHR(Base: typeof XMLHttpRequest): typeof XMLHttpRequest {
   /** Hides a refusal that may be mended. */
   function refused(x: XMLHttpRequest, call: Call): void {
     const { proof } = call;
-    const answer = { status: x.status, header: (name: string) => x.getResponseHeader(name) };
+    const answer = answerFrom(x.responseURL, { status: x.status, header: (name: string) => x.getResponseHeader(name) });
     const reason = proof?.answered(answer);
     if (!proof || !reason || !proof.again(reason)) return;
     if (x.responseURL !== call.url && new URL(x.responseURL).origin === origin) {
