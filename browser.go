@@ -39,6 +39,7 @@ const (
 type browsers struct {
 	cookies    [16]*proof.MACKey // the same key, so that requests do not wait for each other
 	challenges *proof.MACKey
+	paces      paces
 }
 
 func newBrowsers(s *server) *browsers {

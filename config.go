@@ -211,6 +211,9 @@ func (c *Config) setDefaults() error {
 	if c.Browsers && c.Session.cookie == "" {
 		return errors.New("limpet: Config.Browsers is for sessions in a cookie: browsers keep keys for no other")
 	}
+	if c.Browsers && strings.EqualFold(c.Session.cookie, boundCookie.Name) {
+		return fmt.Errorf("limpet: Config.Browsers has a cookie of the name %s: the session's must have another", boundCookie.Name)
+	}
 	if c.Lease == 0 {
 		c.Lease = 15 * time.Minute
 	}

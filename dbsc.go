@@ -8,7 +8,9 @@ import (
 	"encoding/base64"
 	"encoding/binary"
 	"errors"
+	"fmt"
 	"net/http"
+	"sync"
 	"time"
 
 	"github.com/limpet-auth/limpet/internal/incoming"
@@ -316,6 +318,9 @@ func (g *Guard) refresh(ctx context.Context, m *proof.Message, s *session, now t
 	if err != nil {
 		return now, err
 	}
+	if !g.browsers.paces.allow(root, now) {
+		return now, unavailable("refresh", fmt.Errorf("a session that refreshes more than %d times a minute", maxRefreshes))
+	}
 	p.Nonce = nil // what came is remembered, not the challenge alone
 	use := sha256.Sum256(p.ReplayID(nil, key))
 	val := append(binary.BigEndian.AppendUint64(nil, uint64(now.UnixMilli())), use[:]...)
@@ -339,6 +344,32 @@ func (g *Guard) refresh(ctx context.Context, m *proof.Message, s *session, now t
 		return now, &proof.Refusal{Reason: proof.NonceSpent, Detail: "the challenge was used before"}
 	}
 	return at, nil
+}
+
+// maxRefreshes is how many of a session's refreshes are taken in a minute. A browser
+// does one in ten; each leaves a record in the store.
+const maxRefreshes = 30
+
+// paces count the refreshes of sessions in the minute at hand. Each session has the
+// one place that its ID gives it; another one there begins anew.
+type paces struct {
+	mu sync.Mutex
+	of [1 << 12]struct {
+		root   ID
+		minute int64
+		count  int
+	}
+}
+
+func (p *paces) allow(root ID, now time.Time) bool {
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	at := &p.of[int(binary.LittleEndian.Uint32(root[:])%uint32(len(p.of)))]
+	if minute := now.Unix() / 60; at.root != root || at.minute != minute {
+		at.root, at.minute, at.count = root, minute, 0
+	}
+	at.count++
+	return at.count <= maxRefreshes
 }
 
 // turnDown reports a registration or refresh that failed.

@@ -7,6 +7,7 @@ import (
 	"crypto/rsa"
 	"encoding/json"
 	"errors"
+	"fmt"
 	"net/http"
 	"net/http/httptest"
 	"net/url"
@@ -395,6 +396,24 @@ func TestBrowserRepeatsItself(t *testing.T) {
 	expect(t, "the cookie that came last", (&chromium{site: s, token: "token", bound: cookie}).get(), proof.Required)
 }
 
+// A session that refreshes all the time is slowed down, with what costs a browser
+// nothing.
+func TestBrowserRefreshesTooOften(t *testing.T) {
+	s := newBrowserSite(t, Config{})
+	s.clock.Store(s.clock.Load() / int64(time.Minute) * int64(time.Minute))
+	c, other := s.bound("token"), s.bound("another")
+	for n := range maxRefreshes + 3 {
+		want := proof.Reason("")
+		if n >= maxRefreshes {
+			want = proof.Unavailable
+		}
+		expect(t, fmt.Sprint("refresh ", n), c.send(c.refresh()), want)
+	}
+	expect(t, "another session", other.send(other.refresh()), "")
+	s.pass(time.Minute)
+	expect(t, "a minute later", c.send(c.refresh()), "")
+}
+
 // broken is a store that does not answer.
 type broken struct {
 	Store
@@ -561,6 +580,9 @@ func TestRegistrationDoesNotBringBack(t *testing.T) {
 }
 
 func TestWhoIsOffered(t *testing.T) {
+	if _, err := New(Config{Session: Cookie("__host-Limpet"), Store: memstore.New(nil), Browsers: true}); err == nil {
+		t.Error("a session in the bound cookie is accepted")
+	}
 	if _, err := New(Config{Session: Bearer(), Store: memstore.New(nil), Browsers: true}); err == nil {
 		t.Error("bearer tokens can be bound by browsers")
 	}
