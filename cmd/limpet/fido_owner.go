@@ -103,7 +103,8 @@ func fidoStatus() *cobra.Command {
 		Short: "show how the token is, and how well the TPM protects it",
 		Long: `Status shows whether a PIN is set and how many tries are left, how many accounts the
 token keeps, and what it asks of PINs; then how well the TPM protects the keys, and
-why it is not better. It changes nothing.
+why it is not better. Where no PIN is set it tries, for a moment, what a PIN needs in
+the TPM's memory, at 0x01800F1F; it leaves nothing there.
 
   limpet fido status
 
