@@ -60,11 +60,13 @@ func New(ctx context.Context, cfg Config) (*Token, error) {
 	}
 	t.newAgreement(1)
 	t.newAgreement(2)
-	if err := t.load(ctx); err != nil {
-		return nil, err
-	}
+	// First, whether the vault is usable at all: the file is put aside if it is not
+	// this vault's, and a vault that is out of order knows none.
 	var err error
 	if t.pinSet, _, err = t.vault.PIN(ctx); err != nil {
+		return nil, err
+	}
+	if err := t.load(ctx); err != nil {
 		return nil, err
 	}
 	return t, nil
