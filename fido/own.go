@@ -53,6 +53,16 @@ type Credential struct {
 
 // owned runs f when it is the owner's turn.
 func (t *Token) owned(ctx context.Context, f func(*transaction) error) error {
+	return t.ownedAnyhow(ctx, func(x *transaction) error {
+		if err := t.current(x.ctx); err != nil {
+			return err
+		}
+		return f(x)
+	})
+}
+
+// ownedAnyhow is owned also after a reset that failed.
+func (t *Token) ownedAnyhow(ctx context.Context, f func(*transaction) error) error {
 	if err := t.begin(ctx); err != nil {
 		return err
 	}
@@ -148,7 +158,7 @@ func (t *Token) ChangePIN(ctx context.Context, old, pin []byte) error {
 
 // Reset deletes everything, if the user who is asked allows it.
 func (t *Token) Reset(ctx context.Context) error {
-	return t.owned(ctx, func(x *transaction) error {
+	return t.ownedAnyhow(ctx, func(x *transaction) error {
 		if err := t.consent(x, Request{Operation: Reset}); err != nil {
 			return err
 		}

@@ -39,7 +39,8 @@ type Token struct {
 	// The rest belongs to who has the turn.
 	state      state
 	pinSet     bool
-	mismatches int // wrong PINs since the last right one, or since the start
+	stale      bool // a reset failed: the vault may have others
+	mismatches int  // wrong PINs since the last right one, or since the start
 	agreement  [3]*ecdh.PrivateKey
 	session    *session
 	next       *assertions
@@ -144,6 +145,9 @@ func (t *Token) command(x *transaction, cmd byte, data []byte) (map[int]any, err
 	}
 	if cmd != cmdLargeBlobs {
 		t.blob = nil
+	}
+	if err := t.current(x.ctx); err != nil && cmd != cmdGetInfo && cmd != cmdReset {
+		return nil, statusOther
 	}
 	switch cmd { // those without parameters
 	case cmdGetInfo, cmdReset, cmdGetNextAssertion, cmdSelection:
@@ -270,14 +274,43 @@ func (t *Token) reset(x *transaction) error {
 }
 
 // wipe makes everything worthless: first in the vault, after which the file cannot
-// be opened any more.
+// be opened any more. If it fails the token goes on with what the vault has then.
 func (t *Token) wipe(ctx context.Context) error {
 	t.endSession()
-	if err := t.vault.Reset(ctx); err != nil {
-		return fmt.Errorf("limpet: fido: reset: %w", err)
-	}
-	t.pinSet, t.mismatches = false, 0
 	t.newAgreement(1)
 	t.newAgreement(2)
-	return t.save(ctx, state{})
+	err := t.vault.Reset(ctx)
+	if err == nil {
+		t.pinSet, t.mismatches = false, 0
+		err = t.save(ctx, state{})
+	}
+	if t.stale = err != nil; t.stale {
+		t.current(ctx) // it logs
+		return fmt.Errorf("limpet: fido: reset: %w", err)
+	}
+	return nil
+}
+
+// current reads what the vault and the file have, after a reset that failed. As long
+// as that is not possible nothing is done with what they had before.
+func (t *Token) current(ctx context.Context) error {
+	if !t.stale {
+		return nil
+	}
+	before := t.state
+	t.state = state{}
+	pinSet, _, err := t.vault.PIN(ctx)
+	if err == nil {
+		err = t.load(ctx)
+	}
+	if err != nil {
+		t.state = before
+		t.log.Error("limpet: fido: a reset failed, and what it left cannot be read", "error", err)
+		return fmt.Errorf("limpet: fido: a reset failed, and what it left cannot be read: %w", err)
+	}
+	t.pinSet, t.stale = pinSet, false
+	if !pinSet {
+		t.mismatches = 0
+	}
+	return nil
 }

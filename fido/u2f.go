@@ -78,6 +78,9 @@ func (t *Token) message(ctx context.Context, channel uint32, request []byte) ([]
 		return nil, wordNotSatisfied
 	}
 	x := &transaction{context.WithoutCancel(ctx), ctx, channel, func(bool) {}}
+	if t.current(x.ctx) != nil {
+		return nil, wordFailed
+	}
 	switch {
 	case t.state.AlwaysUV && instruction != u2fVersion: // CTAP 2.1, section 7.2
 		return nil, wordNotAllowed

@@ -104,7 +104,8 @@ func fidoStatus() *cobra.Command {
 		Long: `Status shows whether a PIN is set and how many tries are left, how many accounts the
 token keeps, and what it asks of PINs; then how well the TPM protects the keys, and
 why it is not better. Where no PIN is set it tries, for a moment, what a PIN needs in
-the TPM's memory, at 0x01800F1F; it leaves nothing there.
+the TPM's memory, at the first free place of 0x01800F1F to 0x01800F22; it leaves
+nothing there, and what others have there alone.
 
   limpet fido status
 

@@ -5,13 +5,16 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"io/fs"
 	"os"
 	"path/filepath"
+	"strings"
 	"time"
 
 	"github.com/spf13/cobra"
 
 	"github.com/limpet-auth/limpet/fido"
+	"github.com/limpet-auth/limpet/fido/control"
 	"github.com/limpet-auth/limpet/fido/tpmvault"
 )
 
@@ -48,14 +51,17 @@ levels:
               that the TPM's lockout allows.
   lockout     This TPM has no count for one PIN: wrong ones count towards its lockout,
               which other programs share and which forgets with time.
-  resettable  The lockout has no password. Whoever may use the TPM resets it, and guesses
-              on. Most machines are so until limpet fido setup has run.
+  resettable  The lockout has no password, takes more than 100 wrong ones at once or
+              forgets one in less than five minutes. Whoever may use the TPM resets it,
+              or has it forget, and guesses on. Most machines are so until limpet fido
+              setup has run.
   none        No token can be made: the owner of the TPM has a password, or the TPM
               is full, or there is none.`
 
 func fidoSetup() *cobra.Command {
 	var f fidoVault
-	var keep, reset bool
+	var socket fidoSocket
+	var keep, reset, endOther bool
 	var out string
 	cmd := &cobra.Command{
 		Use:   "setup",
@@ -71,35 +77,44 @@ asked for; if there is one, setup says what to do.
 
 With --reset it makes a new token, for when that cannot be done in another way: the
 files are lost or of another TPM, or the TPM was cleared. All that the one before
-made is worthless then, and its PIN is removed.
+made is worthless then, and its PIN is removed. A TPM has one token, whichever
+directory its files are in: where there is one that is not of --token-dir, or that of
+the machine's service, --reset ends it only with --end-other; and one that runs, never.
 
   limpet fido setup
   limpet fido setup --recovery-out /media/stick/tpm-lockout
   limpet fido setup --keep-lockout
 ` + fidoLevelHelp,
 		Args: nothing,
-		RunE: func(cmd *cobra.Command, _ []string) error { return f.setup(cmd.Context(), out, keep, reset) },
+		RunE: func(cmd *cobra.Command, _ []string) error {
+			if endOther && !reset {
+				return usage("--end-other goes with --reset")
+			}
+			if err := checkNew(out); err != nil {
+				return err
+			}
+			c, err := f.config()
+			if err != nil {
+				return err
+			}
+			if reset {
+				if err := resetVault(cmd.Context(), c, socket, endOther); err != nil {
+					return err
+				}
+			}
+			return setup(cmd.Context(), c, out, keep)
+		},
 	}
 	f.flags(cmd)
+	socket.flag(cmd)
 	cmd.Flags().StringVar(&out, "recovery-out", "-", "`file` to write the lockout's password to, which must not exist; - for standard output")
 	yesNoVar(cmd, &keep, "keep-lockout", "leave the TPM's lockout without a password, if it has none")
 	yesNoVar(cmd, &reset, "reset", "make a new token: all keys of the one before are worthless")
+	yesNoVar(cmd, &endOther, "end-other", "with --reset: also a token of this TPM whose files are not in --token-dir, or are lost")
 	return cmd
 }
 
-func (f *fidoVault) setup(ctx context.Context, out string, keep, reset bool) error {
-	if err := checkNew(out); err != nil {
-		return err
-	}
-	c, err := f.config()
-	if err != nil {
-		return err
-	}
-	if reset {
-		if err := resetVault(ctx, c); err != nil {
-			return err
-		}
-	}
+func setup(ctx context.Context, c tpmvault.Config, out string, keep bool) error {
 	var recovery func(string) error
 	written := false
 	if !keep {
@@ -128,8 +143,26 @@ func (f *fidoVault) setup(ctx context.Context, out string, keep, reset bool) err
 	return nil
 }
 
-// resetVault makes a new token where none is running.
-func resetVault(ctx context.Context, c tpmvault.Config) error {
+// resetVault makes a new token where none is running, and ends another's only if
+// endOther says so.
+func resetVault(ctx context.Context, c tpmvault.Config, socket fidoSocket, endOther bool) error {
+	if err := noneRuns(ctx, c, socket); err != nil {
+		return err
+	}
+	s, err := tpmvault.Examine(ctx, c)
+	if err != nil {
+		return err
+	}
+	other := ""
+	switch {
+	case machinesToken(c, systemDir):
+		other = "the files of the token of this machine's service are in " + systemDir
+	case s.OtherToken:
+		other = fmt.Sprintf("the TPM has, or had, a token whose files are not in %s: another directory has them, or they are lost", c.Dir)
+	}
+	if other != "" && !endOther {
+		return withHint(errors.New(other), "--token-dir names another directory; if that token is to end, with all its keys: limpet fido setup --reset --end-other")
+	}
 	v, err := tpmvault.Open(c)
 	if errors.Is(err, tpmvault.ErrInUse) {
 		return withHint(err, "limpet fido reset resets a token that runs")
@@ -140,6 +173,49 @@ func resetVault(ctx context.Context, c tpmvault.Config) error {
 	return errors.Join(v.Reset(ctx), v.Close())
 }
 
+// noneRuns is an error if a token runs that has its keys in a TPM: that it is in
+// another one cannot be seen.
+func noneRuns(ctx context.Context, c tpmvault.Config, socket fidoSocket) error {
+	own, err := socket.path()
+	if err != nil {
+		return err
+	}
+	paths := []string{own}
+	if ownTPM(c) {
+		paths = append(paths, systemSocket)
+	}
+	for _, path := range paths {
+		token, err := control.Dial(path)
+		if err != nil {
+			continue
+		}
+		ctx, cancel := context.WithTimeout(ctx, 10*time.Second)
+		s, err := token.Status(ctx)
+		cancel()
+		if err == nil && s.Keys != keysInTPM {
+			continue
+		}
+		return withHint(fmt.Errorf("a token runs (its socket is %s), and would lose all its keys", path), "limpet fido reset resets a token that runs; or end it first")
+	}
+	return nil
+}
+
+// systemDir is where limpet-fido.service keeps its token.
+const systemDir = "/var/lib/limpet-fido"
+
+// machinesToken tells whether that service has a token, as far as can be seen, and c
+// is another on the same TPM.
+func machinesToken(c tpmvault.Config, dir string) bool {
+	if !ownTPM(c) || filepath.Clean(c.Dir) == dir {
+		return false
+	}
+	_, err := os.Stat(filepath.Join(dir, "tpm.json"))
+	return !errors.Is(err, fs.ErrNotExist)
+}
+
+// ownTPM tells whether the TPM is this machine's.
+func ownTPM(c tpmvault.Config) bool { return c.Addr == "" || strings.HasPrefix(c.Addr, "/dev/") }
+
 // writeRecovery writes the lockout's password, before it is set.
 func writeRecovery(out, password string) error {
 	text := fmt.Sprintf(`The lockout of this machine's TPM gets a password:
@@ -149,8 +225,11 @@ func writeRecovery(out, password string) error {
 Print it or write it down, and keep it away from this machine: nobody can ask for it
 again. After too many wrong passwords, of whichever program, it opens the TPM:
 
-    tpm2_dictionarylockout --clear-lockout --auth %s
-`, password, password)
+    tpm2_dictionarylockout --clear-lockout --auth file:-
+
+That asks for it. Do not put it on the command line, which other users of the machine
+can see.
+`, password)
 	if out == "-" {
 		_, err := fmt.Print(text)
 		return err
@@ -186,6 +265,7 @@ func showVault(s tpmvault.Status) {
 	finding("owner", "%s", map[bool]string{true: "has a password", false: "has no password"}[s.OwnerPassword])
 	lockout := map[bool]string{true: "has a password", false: "has no password"}[s.LockoutPassword]
 	finding("lockout", "%s; %d of %d failures, one is forgotten every %v", lockout, s.Failures, s.MaxFailures, s.ForgetInterval)
+	finding("", "after a wrong one, its own password can be tried again %s", recoveryWords(s.Recovery))
 	fmt.Println("token")
 	switch {
 	case !s.Token:
@@ -197,8 +277,18 @@ func showVault(s tpmvault.Status) {
 	default:
 		finding("PIN", "none")
 	}
+	if s.OtherToken {
+		finding("", "the TPM has, or had, one whose files are elsewhere or lost: a reset of one ends all")
+	}
 	finding("level", "%s", s.Level)
 	for _, why := range s.Reasons {
 		finding("", "%s", oneLine.Replace(why))
 	}
+}
+
+func recoveryWords(d time.Duration) string {
+	if d == 0 {
+		return "when the TPM starts anew"
+	}
+	return "in " + d.String()
 }

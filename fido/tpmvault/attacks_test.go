@@ -49,7 +49,6 @@ func (r *rig) ownIndex(pin string) {
 		if err == nil {
 			err = r.writeLimit(i)
 		}
-		r.retries = -1
 		return err
 	}))
 }
@@ -68,6 +67,22 @@ func TestTypos(t *testing.T) {
 	r.mustSign(k, r.unlock("1234"))
 	r.wantErr(r.ChangePIN(t.Context(), vaulttest.PIN("0000"), vaulttest.PIN("5678")), fido.ErrPINInvalid)
 	r.wantFailures(0)
+}
+
+// TestTriesOfOthers: what another program guesses is told at once.
+func TestTriesOfOthers(t *testing.T) {
+	t.Parallel()
+	r := newRig(t)
+	r.setPIN("1234")
+	r.wantPIN(true, pinLimit)
+	r.countUp(3)
+	r.wantPIN(true, pinLimit-3)
+	k := r.create("a.example", r.unlock("1234"))
+	r.wantPIN(true, pinLimit)
+	u := r.unlock("1234")
+	r.countUp(pinLimit)
+	r.wantPIN(true, 0)
+	r.wantErr(k.Sign(t.Context(), r.Vault, u), fido.ErrLocked)
 }
 
 // Who has the TPM and the files, and guesses the PIN, gets eight tries from the
@@ -106,6 +121,12 @@ func TestBruteForce(t *testing.T) {
 	}
 	if err := r.attack(func() error { return r.writeLimit(pinIndex(pinHandle)) }); err == nil {
 		t.Error("the count was written a second time")
+	}
+	// A session bound to the index would prove the PIN with each use, and count nothing.
+	bound := tpm2.HMAC(tpm2.TPMAlgSHA256, 16, tpm2.Bound(pin.Handle, pin.Name, authOf(vaulttest.PIN("1234"), r.state.PIN.Current.Salt)))
+	gen := counterIndex(genHandle).named(true)
+	if _, err := (tpm2.NVRead{AuthHandle: tpm2.AuthHandle{Handle: gen.Handle, Name: gen.Name, Auth: bound}, NVIndex: gen, Size: 8}).Execute(r.bus); err == nil {
+		t.Error("a session was bound to the index")
 	}
 	r.wantPIN(true, 0)
 

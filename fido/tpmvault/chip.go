@@ -23,6 +23,7 @@ const maxResident = 2
 
 // storageKey is the key that the whole machine shares.
 type storageKey struct {
+	handle tpm2.TPMHandle
 	public *tpm2.TPMTPublic
 	name   tpm2.TPM2BName
 }
@@ -78,7 +79,11 @@ func (v *Vault) ready() error {
 		return nil
 	}
 	if v.state == nil {
-		if err := v.provision(new(state)); err != nil {
+		there, written, err := v.look(counterIndex(genHandle))
+		if err != nil {
+			return err
+		}
+		if err := v.provision(&state{Joined: there && written}); err != nil {
 			return err
 		}
 	}
@@ -149,7 +154,7 @@ func (v *Vault) provision(s *state) error {
 	if err != nil {
 		return err
 	}
-	s = &state{Version: 1, SRK: v.srk.name.Buffer, Generation: generation, CountBase: base, UP: up.blob()}
+	s = &state{Version: 1, SRK: v.srk.name.Buffer, Generation: generation, Joined: s.Joined, CountBase: base, UP: up.blob()}
 	p, err := newParent(s.UP, false, false)
 	if err != nil {
 		return err
@@ -179,12 +184,9 @@ func (v *Vault) findStorageKey(create bool) error {
 	case !create:
 		return errOtherTPM
 	default:
-		made, err := tpm2.CreatePrimary{
-			PrimaryHandle: tpm2.AuthHandle{Handle: tpm2.TPMRHOwner, Auth: tpm2.PasswordAuth(nil)},
-			InPublic:      tpm2.New2B(tpm.PrimaryTemplate),
-		}.Execute(v.conn)
+		made, err := v.makeStorageKey()
 		if err != nil {
-			return ownerWords("making the storage key", err)
+			return err
 		}
 		_, err = tpm2.EvictControl{
 			Auth:             tpm2.AuthHandle{Handle: tpm2.TPMRHOwner, Auth: tpm2.PasswordAuth(nil)},
@@ -204,8 +206,42 @@ func (v *Vault) findStorageKey(create bool) error {
 	if !tpm.UsableParent(public) {
 		return fmt.Errorf("the key at %#x in the TPM is not a storage key for all programs: it can leave the TPM, or its password counts towards the lockout", uint32(tpm.SRKHandle))
 	}
-	v.srk = &storageKey{public, name}
+	v.srk = &storageKey{tpm.SRKHandle, public, name}
 	return nil
+}
+
+func (v *Vault) makeStorageKey() (*tpm2.CreatePrimaryResponse, error) {
+	made, err := tpm2.CreatePrimary{
+		PrimaryHandle: tpm2.AuthHandle{Handle: tpm2.TPMRHOwner, Auth: tpm2.PasswordAuth(nil)},
+		InPublic:      tpm2.New2B(tpm.PrimaryTemplate),
+	}.Execute(v.conn)
+	if err != nil {
+		return nil, ownerWords("making the storage key", err)
+	}
+	return made, nil
+}
+
+// withStorageKey runs f with sessions, where there is no storage key with one that is
+// not kept.
+func (v *Vault) withStorageKey(f func() error) error {
+	if v.srk != nil {
+		return f()
+	}
+	made, err := v.makeStorageKey()
+	if err != nil {
+		return err
+	}
+	defer v.conn.Flush(made.ObjectHandle)
+	public, name, err := tpm.Public(&made.OutPublic)
+	if err != nil {
+		return err
+	}
+	v.srk = &storageKey{made.ObjectHandle, public, name}
+	defer func() {
+		(*loaded)(v).EndSessions()
+		v.srk = nil
+	}()
+	return f()
 }
 
 // hmacSession returns the session that all commands share, policySession the one
@@ -285,7 +321,6 @@ func (v *Vault) authorized(p *parent, generation uint64, auth []byte, f func(use
 	}
 	if p.index {
 		pin := pinIndex(pinHandle).named(true)
-		v.retries = -1
 		_, err := tpm2.PolicySecret{
 			AuthHandle:    tpm2.AuthHandle{Handle: pin.Handle, Name: pin.Name, Auth: hmac.with(auth)},
 			PolicySession: policy.handle,
@@ -298,7 +333,6 @@ func (v *Vault) authorized(p *parent, generation uint64, auth []byte, f func(use
 		case err != nil:
 			return tpm.Words("proving the PIN", err)
 		}
-		v.retries = pinLimit
 	}
 	if _, err := (tpm2.PolicyAuthValue{PolicySession: policy.handle}).Execute(v.conn); err != nil {
 		return tpm.Words("proving the PIN", err)

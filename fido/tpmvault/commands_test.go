@@ -31,7 +31,8 @@ func TestTPMCommands(t *testing.T) {
 		do   func() error
 		want map[string]int
 	}{
-		{"PIN", func() error { _, _, err := r.PIN(ctx); return err }, map[string]int{}},
+		{"PIN", func() error { _, _, err := r.PIN(ctx); return err },
+			map[string]int{"PolicyCommandCode": 1, "PolicyOR": 1, "NV_Read": 1}},
 		{"Verified", func() error { _, err := up.Verified(ctx, r.Vault); return err }, map[string]int{}},
 		{"Seal", func() error { _, err := r.Seal(ctx, salt); return err }, map[string]int{}},
 		{"Count", func() error { _, err := r.Count(ctx); return err }, map[string]int{}},

@@ -7,6 +7,8 @@ import (
 	"fmt"
 	"testing"
 
+	"github.com/google/go-tpm/tpm2"
+
 	"github.com/limpet-auth/limpet/fido"
 	"github.com/limpet-auth/limpet/fido/vaulttest"
 )
@@ -69,6 +71,95 @@ func TestVaultKilled(t *testing.T) {
 					}
 				}
 			})
+		}
+	}
+}
+
+// TestBrokenOffChange: after a change of the PIN that was broken off, before it reached
+// the index or after, the right PIN is taken at any count of wrong ones, also if
+// the process is ended at each command of proving it; and the eighth wrong one blocks.
+func TestBrokenOffChange(t *testing.T) {
+	t.Parallel()
+	old, next := vaulttest.PIN("1234"), vaulttest.PIN("5678")
+	for _, reached := range []bool{false, true} {
+		for _, wrong := range []int{pinLimit - 2, pinLimit - 1} {
+			t.Run(fmt.Sprintf("reached=%v,wrong=%d", reached, wrong), func(t *testing.T) {
+				t.Parallel()
+				r := newRig(t)
+				ctx := t.Context()
+				r.setPIN("1234")
+				k := r.create("a.example", r.unlock("1234"))
+				right, other := old, next
+				if reached {
+					right, other = next, old
+				}
+				breakOff := func() {
+					t.Helper()
+					r.must(r.do(ctx, func() error {
+						auth, err := r.prove(old)
+						if err == nil {
+							err = r.prepareChange(auth, next)
+						}
+						if err == nil && reached {
+							err = r.changeIndex(auth, authOf(next, r.state.PIN.Next.Salt))
+						}
+						return err
+					}))
+					r.countUp(wrong)
+					r.must(dictionaryAttackLockReset(r.bus)) // before the last try the old PIN costs one of the lockout's
+					r.reopen()
+					r.wantPIN(true, (pinLimit-wrong+1)/2)
+				}
+				for n := 0; ; n++ {
+					for _, after := range []bool{false, true} {
+						breakOff()
+						r.reopenWith(fuse{left: n, after: after})
+						_, err := r.Unlock(ctx, right)
+						done := !r.fuse.blown
+						if done {
+							r.must(err)
+						}
+						r.reopen()
+						u, err := r.Unlock(ctx, right)
+						if err != nil {
+							t.Fatalf("command %d, after=%v: %v", n, after, err)
+						}
+						r.mustSign(k, u)
+						r.wantPIN(true, pinLimit)
+						if reached {
+							r.must(r.ChangePIN(ctx, next, old))
+						}
+						if !done {
+							continue
+						}
+						// Wrong ones.
+						breakOff()
+						for n := (pinLimit - wrong + 1) / 2; n > 0; n-- {
+							r.wantPIN(true, n)
+							_, err := r.Unlock(ctx, other)
+							if n > 1 {
+								r.wantErr(err, fido.ErrPINInvalid)
+							} else {
+								r.wantErr(err, fido.ErrPINBlocked)
+							}
+						}
+						r.wantPIN(true, 0)
+						return
+					}
+				}
+			})
+		}
+	}
+}
+
+// countUp has the index count wrong PINs, as those of another program.
+func (r *rig) countUp(n int) {
+	r.Helper()
+	pin := pinIndex(pinHandle).named(true)
+	for range n {
+		_, err := tpm2.NVRead{AuthHandle: tpm2.AuthHandle{Handle: pin.Handle, Name: pin.Name, Auth: tpm2.PasswordAuth([]byte("wrong"))}, NVIndex: pin, Size: 8}.Execute(r.bus)
+		if !errors.Is(err, tpm2.TPMRCBadAuth) && !errors.Is(err, tpm2.TPMRCAuthFail) {
+			r.Fatal(err)
 		}
 	}
 }

@@ -17,7 +17,10 @@ const (
 	countHandle tpm2.TPMHandle = 0x01800F1C // steps of the signature counter
 	genHandle   tpm2.TPMHandle = 0x01800F1D // generation: a counter that Reset steps
 	pinHandle   tpm2.TPMHandle = 0x01800F1E // tries of the PIN
-	trialHandle tpm2.TPMHandle = 0x01800F1F // defined and removed, to see whether it works
+
+	// Defined and removed, to see whether that works: the first that is free.
+	firstTrial tpm2.TPMHandle = 0x01800F1F
+	lastTrial  tpm2.TPMHandle = 0x01800F22
 )
 
 const pinLimit = 8 // wrong PINs in a row; CTAP 2.1, section 6.5
@@ -249,6 +252,6 @@ func (e *ownerError) Unwrap() error { return e.err }
 
 func (e *ownerError) Error() string {
 	return e.doing + ": the TPM has an owner password, and this program takes none: whoever has it can empty it for the set-up " +
-		"(tpm2_changeauth -c owner -p PASSWORD) and set it again afterwards (tpm2_changeauth -c owner PASSWORD); " +
+		"(tpm2_changeauth -c owner -p file:-, which asks for it) and set it again afterwards (tpm2_changeauth -c owner file:-); " +
 		"a first PIN and a reset need it empty too: " + e.err.Error()
 }

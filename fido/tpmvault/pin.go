@@ -5,6 +5,7 @@ import (
 	"crypto/hkdf"
 	"crypto/rand"
 	"crypto/sha256"
+	"crypto/subtle"
 	"encoding/binary"
 	"errors"
 	"fmt"
@@ -19,27 +20,22 @@ import (
 // errForeignPIN: there is a PIN in the TPM that these files do not know of.
 var errForeignPIN = errors.New("the TPM has the PIN of another token, whose files are not here (another directory, or lost): a reset removes it and makes that token's keys worthless")
 
-// PIN implements fido.Vault. Where the TPM has no PIN index, what is left of the
-// TPM's own lockout is told, which others use up too.
+// PIN implements fido.Vault. The tries are read from the TPM each time: who has a
+// copy of the files uses them up, too. Where the TPM has no PIN index, what is left of
+// the TPM's own lockout is told.
 func (v *Vault) PIN(ctx context.Context) (set bool, retries int, err error) {
-	err = v.do(ctx, func() error {
+	err = v.do(ctx, func() (err error) {
 		set, retries = v.state.pinSet(), pinLimit
 		if !set {
 			return nil
 		}
-		if v.retries < 0 {
-			n, err := v.readRetries()
-			if err != nil {
-				return err
-			}
-			v.retries = n
-		}
-		retries = v.retries
-		return nil
+		retries, err = v.readRetries()
+		return err
 	})
 	return set, retries, prefix(err)
 }
 
+// readRetries returns how many wrong PINs there may still be.
 func (v *Vault) readRetries() (int, error) {
 	if v.state.PIN.Lockout {
 		p, err := tpm.Properties(v.conn, tpm2.TPMPTPermanent)
@@ -52,6 +48,15 @@ func (v *Vault) readRetries() (int, error) {
 		}
 		return int(min(most-failures, pinLimit)), nil
 	}
+	left, err := v.readTries()
+	if v.state.PIN.Next != nil {
+		left = (left + 1) / 2 // a wrong PIN is tried twice
+	}
+	return left, err
+}
+
+// readTries returns how many wrong authValues the index still takes.
+func (v *Vault) readTries() (int, error) {
 	pin := pinIndex(pinHandle).named(true)
 	var data []byte
 	err := v.byBranch(tpm2.TPMCCNVRead, nil, func(policy *session) error {
@@ -74,11 +79,7 @@ func (v *Vault) readRetries() (int, error) {
 	if count >= limit {
 		return 0, nil
 	}
-	left := int(min(limit-count, pinLimit))
-	if v.state.PIN.Next != nil {
-		left = (left + 1) / 2 // a wrong PIN is tried twice
-	}
-	return left, nil
+	return int(min(limit-count, pinLimit)), nil
 }
 
 // SetPIN implements fido.Vault.
@@ -99,6 +100,7 @@ func (v *Vault) setPIN(pin [16]byte) (err error) {
 		return errForeignPIN
 	}
 	auth, salt := newAuth(pin)
+	defer clear(auth)
 	s := v.state.copy()
 	s.PIN = &pinState{Current: pinParent{Salt: salt}}
 	if err := v.save(s); err != nil { // from here on the index is ours
@@ -150,7 +152,7 @@ func (v *Vault) setPIN(pin [16]byte) (err error) {
 		v.drop(p)
 		return err
 	}
-	v.uv, v.retries = p, pinLimit
+	v.uv = p
 	return nil
 }
 
@@ -222,24 +224,42 @@ func (v *Vault) Unlock(ctx context.Context, pin [16]byte) (fido.Unlocked, error)
 // of the keys. If a change of the PIN was broken off, it is found out here whether
 // it came to it. The two PINs have different salts, so that a PIN fits one of them
 // even if both are the same, and nothing but the index has to be asked: a wrong
-// answer of the parent's would count towards the lockout of the whole TPM.
+// answer of the parent's would count towards the lockout of the whole TPM. Only where
+// the index takes but one more try the parent is asked which of the two it goes to:
+// the right PIN must not be what blocks it.
 func (v *Vault) prove(pin [16]byte) ([]byte, error) {
 	if !v.state.pinSet() {
 		return nil, errors.New("there is no PIN")
 	}
-	candidates := []pinParent{v.state.PIN.Current}
-	if v.state.PIN.Next != nil {
-		candidates = append(candidates, *v.state.PIN.Next)
+	current, next := &v.state.PIN.Current, v.state.PIN.Next
+	candidates := []*pinParent{current}
+	if next != nil {
+		candidates = append(candidates, next)
+		left, err := v.readTries()
+		if err != nil {
+			return nil, err
+		}
+		if left == 1 {
+			isNext, err := v.fits(pin, next)
+			if err != nil {
+				return nil, err
+			}
+			if isNext {
+				candidates = candidates[1:]
+			} else {
+				candidates = candidates[:1]
+			}
+		}
 	}
 	for i, c := range candidates {
 		p := v.uv
-		if p == nil || i > 0 {
+		if p == nil || c != current {
 			var err error
 			if p, err = newParent(c.Parent, true, !v.state.PIN.Lockout); err != nil {
 				return nil, err
 			}
 		}
-		if i == 0 {
+		if c == current {
 			v.uv = p
 		}
 		probe, err := c.Probe.object()
@@ -248,27 +268,26 @@ func (v *Vault) prove(pin [16]byte) ([]byte, error) {
 		}
 		auth := authOf(pin, c.Salt)
 		err = v.with(p, auth, probe, func(tpm2.NamedHandle) error { return nil })
-		if err != nil && p != v.uv {
-			v.drop(p)
+		if err != nil {
+			clear(auth)
+			if p != v.uv {
+				v.drop(p)
+			}
 		}
 		switch {
 		case err == nil:
 			if p != v.uv {
 				v.drop(v.uv)
 			}
-			v.uv, v.retries = p, pinLimit
-			if v.state.PIN.Lockout {
-				v.retries = -1
-			}
-			if v.state.PIN.Next == nil {
+			v.uv = p
+			if next == nil {
 				return auth, nil
 			}
 			s := v.state.copy()
-			s.PIN.Current, s.PIN.Next = c, nil
+			s.PIN.Current, s.PIN.Next = *c, nil
 			return auth, v.save(s)
 		case errors.Is(err, errIndexRefuses) && i+1 < len(candidates):
 		case errors.Is(err, errIndexRefuses), errors.Is(err, errParentRefuses):
-			v.retries = -1
 			if left, err := v.readRetries(); err == nil && left == 0 {
 				return nil, fido.ErrPINBlocked
 			}
@@ -287,18 +306,38 @@ func (v *Vault) prove(pin [16]byte) ([]byte, error) {
 	panic("limpet: fido/tpmvault: the last PIN to try has no verdict")
 }
 
+// fits tells whether a PIN is the password of a parent of keys.
+func (v *Vault) fits(pin [16]byte, c *pinParent) (bool, error) {
+	p, err := newParent(c.Parent, true, true)
+	if err != nil {
+		return false, err
+	}
+	defer v.drop(p)
+	auth := authOf(pin, c.Salt)
+	defer clear(auth)
+	_, err = v.changeAuth(p, auth, auth) // what it returns is the same again
+	if errors.Is(err, errParentRefuses) {
+		return false, nil
+	}
+	return err == nil, err
+}
+
 // ChangePIN implements fido.Vault. The new parent is in the file before the index
 // takes the new PIN, and the old one until it is known that it did.
 func (v *Vault) ChangePIN(ctx context.Context, old, pin [16]byte) error {
+	same := subtle.ConstantTimeCompare(old[:], pin[:]) == 1 // which is no change
 	err := v.do(ctx, func() error {
 		auth, err := v.prove(old)
 		if err != nil {
 			return err
 		}
 		defer clear(auth)
+		if same {
+			return nil
+		}
 		return v.prepareChange(auth, pin)
 	})
-	if err != nil || v.changed() {
+	if err != nil || same || v.changed() {
 		return prefix(err)
 	}
 	ctx = context.WithoutCancel(ctx) // there is no way back
@@ -313,7 +352,7 @@ func (v *Vault) ChangePIN(ctx context.Context, old, pin [16]byte) error {
 		s := v.state.copy()
 		s.PIN.Current, s.PIN.Next = *next, nil
 		v.drop(v.uv)
-		v.uv, v.retries = nil, pinLimit
+		v.uv = nil
 		return v.save(s)
 	})
 	if err != nil {
@@ -327,25 +366,15 @@ func (v *Vault) ChangePIN(ctx context.Context, old, pin [16]byte) error {
 
 // prepareChange makes the parent that the new PIN will go with.
 func (v *Vault) prepareChange(auth []byte, pin [16]byte) error {
-	hmac, err := v.hmacSession()
-	if err != nil {
-		return err
-	}
-	if err := v.bring(v.uv); err != nil {
-		return err
-	}
 	next, salt := newAuth(pin)
-	rsp, err := tpm2.ObjectChangeAuth{
-		ObjectHandle: tpm2.AuthHandle{Handle: v.uv.handle, Name: v.uv.named, Auth: hmac.secret(auth)},
-		ParentHandle: tpm2.NamedHandle{Handle: tpm.SRKHandle, Name: v.srk.name},
-		NewAuth:      tpm2.TPM2BAuth{Buffer: next},
-	}.Execute(v.conn)
+	defer clear(next)
+	private, err := v.changeAuth(v.uv, auth, next)
 	if err != nil {
-		return tpm.Words("changing the PIN", err)
+		return err
 	}
 	v.epoch++
 	s := v.state.copy()
-	changed := pinParent{Salt: salt, Parent: object{v.uv.public, rsp.OutPrivate.Buffer}.blob(), Probe: s.PIN.Current.Probe}
+	changed := pinParent{Salt: salt, Parent: object{v.uv.public, private}.blob(), Probe: s.PIN.Current.Probe}
 	if !s.PIN.Lockout {
 		s.PIN.Next = &changed
 		return v.save(s)
@@ -354,6 +383,27 @@ func (v *Vault) prepareChange(auth []byte, pin [16]byte) error {
 	v.drop(v.uv)
 	v.uv = nil
 	return v.save(s)
+}
+
+// changeAuth returns a parent's private part with another password. A wrong one counts
+// towards the TPM's lockout.
+func (v *Vault) changeAuth(p *parent, auth, next []byte) ([]byte, error) {
+	hmac, err := v.hmacSession()
+	if err != nil {
+		return nil, err
+	}
+	if err := v.bring(p); err != nil {
+		return nil, err
+	}
+	rsp, err := tpm2.ObjectChangeAuth{
+		ObjectHandle: tpm2.AuthHandle{Handle: p.handle, Name: p.named, Auth: hmac.secret(auth)},
+		ParentHandle: tpm2.NamedHandle{Handle: tpm.SRKHandle, Name: v.srk.name},
+		NewAuth:      tpm2.TPM2BAuth{Buffer: next},
+	}.Execute(v.conn)
+	if err != nil {
+		return nil, p.words("changing the PIN", err)
+	}
+	return rsp.OutPrivate.Buffer, nil
 }
 
 // changed tells whether a change of the PIN is done once the file has it.

@@ -45,7 +45,7 @@ func startSession(t transport.TPM, kind tpm2.TPMSE, srk *storageKey) (*session, 
 	s := &session{nonceCaller: make([]byte, nonceSize)}
 	rand.Read(s.nonceCaller)
 	rsp, err := tpm2.StartAuthSession{
-		TPMKey:        tpm.SRKHandle,
+		TPMKey:        srk.handle,
 		Bind:          tpm2.TPMRHNull,
 		NonceCaller:   tpm2.TPM2BNonce{Buffer: s.nonceCaller},
 		EncryptedSalt: tpm2.TPM2BEncryptedSecret{Buffer: encrypted},

@@ -1,6 +1,7 @@
 package tpmvault
 
 import (
+	"bytes"
 	"cmp"
 	"context"
 	"crypto/rand"
@@ -28,12 +29,25 @@ const (
 	Lockout Level = "lockout"
 
 	// Resettable: the lockout has no password, so that who may use the TPM resets it
-	// after each few tries, and guesses on.
+	// after each few tries, and guesses on; or it takes so many, or forgets them so
+	// soon, that it comes to the same.
 	Resettable Level = "resettable"
 
 	// None: no token can be made here.
 	None Level = "none"
 )
+
+// What the lockout has to be for a level above Resettable: at most so many wrong
+// passwords at once, and at least so long until there may be another. The ten thousand
+// PINs of four digits take a month then.
+const (
+	maxFailures = 100
+	minForget   = 5 * time.Minute
+)
+
+// minRecovery is how long after a wrong password of the lockout's there should be no
+// other. The one of Setup cannot be guessed, however short that is.
+const minRecovery = 5 * time.Minute
 
 // Status is what a TPM and a vault's files are good for.
 type Status struct {
@@ -51,17 +65,19 @@ type Status struct {
 	Failures       uint32        // wrong passwords counted, of all programs
 	MaxFailures    uint32        // that start the lockout
 	ForgetInterval time.Duration // in which it forgets one
+	Recovery       time.Duration // after a wrong password of the lockout's own, until it takes another; 0 for the TPM's next start
 
-	Token   bool // whether the files have one
-	PINSet  bool
-	Retries int // of a PIN that is set
+	Token      bool // whether the files have one
+	OtherToken bool // whether the TPM has, or may have, one that is not these files': of another directory, or its files are lost
+	PINSet     bool
+	Retries    int // of a PIN that is set
 }
 
 // Examine looks at a TPM and a vault's files. It makes nothing, but for a place in
 // the TPM's memory that it removes at once, and works while another process has the
 // vault open. On an error the Status has what was found before.
 func Examine(ctx context.Context, c Config) (Status, error) {
-	v := &Vault{dir: c.Dir, retries: -1}
+	v := &Vault{dir: c.Dir}
 	v.conn = tpm.New(c.Addr, c.Dial, (*loaded)(v))
 	defer v.conn.Close()
 	s := Status{Level: None, TPM: v.conn.Addr}
@@ -87,6 +103,7 @@ func (v *Vault) examine(s *Status) error {
 	s.Locked = permanent&inLockout != 0
 	s.Failures, s.MaxFailures = p[tpm2.TPMPTLockoutCounter], p[tpm2.TPMPTMaxAuthFail]
 	s.ForgetInterval = time.Duration(p[tpm2.TPMPTLockoutInterval]) * time.Second
+	s.Recovery = time.Duration(p[tpm2.TPMPTLockoutRecovery]) * time.Second
 
 	err = v.findStorageKey(false)
 	s.StorageKey = err == nil
@@ -112,9 +129,19 @@ func (v *Vault) examine(s *Status) error {
 			return err
 		}
 	}
+	resetting := v.state != nil && v.state.Resetting && s.StorageKey && bytes.Equal(v.state.SRK, v.srk.name.Buffer)
+	if there, written, err := v.look(counterIndex(genHandle)); err == nil {
+		mine := s.Token && !v.state.Joined || resetting
+		s.OtherToken = there && written && !mine
+	}
 	there, _, err := v.look(pinIndex(pinHandle))
-	if err == nil && !there && !s.OwnerPassword {
-		s.PINIndex, err = v.tryPINIndex()
+	untried := ""
+	if err == nil && !there && s.OwnerPassword {
+		untried = "while its owner has a password; setting a first PIN needs it empty too (tpm2_changeauth -c owner -p file:-)"
+	} else if err == nil && !there {
+		if s.PINIndex, err = v.tryPINIndex(); errors.Is(err, errNoTrial) {
+			untried, err = errNoTrial.Error(), nil
+		}
 	}
 	if err != nil {
 		why("%v", err)
@@ -136,25 +163,35 @@ func (v *Vault) examine(s *Status) error {
 		complete = complete && there
 	}
 	if s.OwnerPassword && !complete {
-		why("the owner of the TPM has a password: whoever has it can empty it for limpet fido setup, the first PIN and a reset (tpm2_changeauth -c owner -p PASSWORD), and set it again afterwards")
+		why("the owner of the TPM has a password: whoever has it can empty it for limpet fido setup, the first PIN and a reset (tpm2_changeauth -c owner -p file:-, which asks for it), and set it again afterwards")
 		return nil
 	}
-	switch {
-	case !s.LockoutPassword:
+	const repair = "tpm2_dictionarylockout -s -n 32 -t 600 -l 86400 -p file:-, which asks for the lockout's password, sets it to what many have"
+	lockout := v.state.lockout()
+	s.Level = Full
+	if !s.PINIndex || lockout {
+		s.Level = Lockout
+	}
+	if !s.LockoutPassword {
 		s.Level = Resettable
 		why("the TPM's lockout has no password: whoever may use the TPM resets it and guesses PINs on; limpet fido setup gives it one")
+	}
+	switch {
 	case s.MaxFailures == 0 || s.ForgetInterval == 0:
 		s.Level = Resettable
-		why("the TPM's lockout is off (%d failures, one forgotten in %v): tpm2_dictionarylockout -s -n 32 -t 600 -l 86400 -p PASSWORD sets it to what most have", s.MaxFailures, s.ForgetInterval)
-	case !s.PINIndex || s.PINSet && v.state.PIN.Lockout:
-		s.Level = Lockout
+		why("the TPM's lockout is off (%d failures, one forgotten in %v): %s", s.MaxFailures, s.ForgetInterval, repair)
+	case s.MaxFailures > maxFailures || s.ForgetInterval < minForget:
+		s.Level = Resettable
+		why("the TPM's lockout is weak (%d failures at once, then one more every %v; at most %d, and one in %v at the soonest, have a PIN of four digits last a month): %s",
+			s.MaxFailures, s.ForgetInterval, maxFailures, minForget, repair)
+	case s.LockoutPassword && s.Recovery != 0 && s.Recovery < minRecovery:
+		why("the lockout's own password can be tried every %v, which one that limpet fido setup made stands and a short one does not: %s", s.Recovery, repair)
+	}
+	switch {
+	case s.PINIndex && !lockout, s.PINSet && !lockout:
+	case untried != "" && !lockout:
+		why("whether this TPM counts the tries of one PIN cannot be tried %s", untried)
 	default:
-		s.Level = Full
-	}
-	if !s.PINIndex && s.OwnerPassword && !s.PINSet {
-		why("whether this TPM counts the tries of one PIN cannot be tried while its owner has a password; setting a first PIN needs it empty too (tpm2_changeauth -c owner -p PASSWORD)")
-	}
-	if !s.PINIndex && !s.OwnerPassword || s.PINSet && v.state.PIN.Lockout {
 		why("this TPM cannot count the tries of one PIN: wrong ones count towards its lockout, which other programs share, and copies of the files work with the PIN of their time")
 	}
 	if s.Locked {
@@ -163,21 +200,44 @@ func (v *Vault) examine(s *Status) error {
 	return nil
 }
 
+// errNoTrial: there is no place for a trial.
+var errNoTrial = fmt.Errorf("while other software has something at each of %#x to %#x in its memory (tpm2_nvreadpublic shows it)", uint32(firstTrial), uint32(lastTrial))
+
 // tryPINIndex finds out whether the TPM counts tries of one PIN, by making such a
-// place and removing it.
-func (v *Vault) tryPINIndex() (bool, error) {
-	owner := tpm2.AuthHandle{Handle: tpm2.TPMRHOwner, Auth: tpm2.PasswordAuth(nil)}
-	i := pinIndex(trialHandle)
-	_, err := tpm2.NVDefineSpace{AuthHandle: owner, PublicInfo: tpm2.New2B(tpm2.TPMSNVPublic(i))}.Execute(v.conn)
-	switch {
-	case noPINIndex(err):
-		return false, nil
-	case errors.Is(err, tpm2.TPMRCNVDefined): // left by a trial that was broken off
-	case err != nil:
-		return false, defineWords(err)
-	}
-	_, err = tpm2.NVUndefineSpace{AuthHandle: owner, NVIndex: i.named(false)}.Execute(v.conn)
-	return true, ownerWords("removing a place in the TPM's memory", err)
+// place and removing it. What others have there is left alone: the session that
+// removes a place is for one of this name only.
+func (v *Vault) tryPINIndex() (can bool, err error) {
+	err = v.withStorageKey(func() error {
+		for h := firstTrial; h <= lastTrial; h++ {
+			i := pinIndex(h)
+			there, written, err := v.look(i)
+			if there && (err != nil || written) {
+				continue
+			}
+			if err != nil {
+				return err
+			}
+			if !there {
+				err := v.define(i, nil)
+				if noPINIndex(err) {
+					return nil
+				}
+				if errors.Is(err, tpm2.TPMRCNVDefined) {
+					continue // at this moment
+				}
+				if err != nil {
+					return err
+				}
+			} // else a trial was broken off
+			can = true
+			if err := v.undefine(i, false); !errors.Is(err, tpm2.TPMRCHandle) {
+				return err
+			}
+			return nil // another trial has removed it
+		}
+		return errNoTrial
+	})
+	return can, err
 }
 
 // Setup makes what a token needs: the storage key, the places in the TPM's memory and
@@ -189,7 +249,7 @@ func Setup(ctx context.Context, c Config, recovery func(password string) error) 
 	v, err := Open(c)
 	switch {
 	case errors.Is(err, ErrInUse):
-		v = &Vault{dir: c.Dir, retries: -1}
+		v = &Vault{dir: c.Dir}
 		v.conn = tpm.New(c.Addr, c.Dial, (*loaded)(v))
 		defer v.conn.Close()
 		err = v.conn.Do(ctx, func() error { return v.findStorageKey(true) })

@@ -7,7 +7,6 @@ import (
 	"io/fs"
 	"os"
 	"path/filepath"
-	"runtime"
 
 	"github.com/limpet-auth/limpet/internal/private"
 )
@@ -25,7 +24,8 @@ type state struct {
 	Version    int    `json:"version"` // 1
 	SRK        []byte `json:"srk"`     // name of the storage key that all is under
 	Generation uint64 `json:"generation"`
-	CountBase  uint64 `json:"countBase"` // of the NV counter, when the vault was first made
+	Joined     bool   `json:"joined,omitempty"` // the generation was there before: other files may be of it
+	CountBase  uint64 `json:"countBase"`        // of the NV counter, when the vault was first made
 
 	UP   blob      `json:"up"`   // parent of keys that anybody may use
 	Root blob      `json:"root"` // HMAC key under it: what the vault's own keys derive from
@@ -51,6 +51,9 @@ type pinParent struct {
 }
 
 func (s *state) pinSet() bool { return s.PIN != nil && s.PIN.Current.Parent.Private != nil }
+
+// lockout tells whether a PIN is set that no index counts.
+func (s *state) lockout() bool { return s != nil && s.pinSet() && s.PIN.Lockout }
 
 // blob is an object as TPM2_Load takes it.
 type blob struct {
@@ -112,27 +115,11 @@ func (v *Vault) save(s *state) error {
 		return err
 	}
 	err = private.Write(filepath.Join(v.dir, stateFile), append(data, '\n'))
-	if err == nil {
-		err = syncDir(v.dir)
-	}
 	if err != nil {
 		return fmt.Errorf("the vault's file: %w", err)
 	}
 	v.state = s
 	return nil
-}
-
-// syncDir makes a file's new name last through a power cut: what the TPM does next
-// must not be newer than the file. Windows has no such call.
-func syncDir(dir string) error {
-	if runtime.GOOS == "windows" {
-		return nil
-	}
-	d, err := os.Open(dir)
-	if err != nil {
-		return err
-	}
-	return errors.Join(d.Sync(), d.Close())
 }
 
 // copy returns a state to change and save.

@@ -76,7 +76,6 @@ type Vault struct {
 	macKey   []byte
 	sealKey  []byte
 	epoch    int    // of the PIN; Unlocked of others are useless
-	retries  int    // -1 if not known
 	count    uint32 // the last one given out
 	countEnd uint32 // the last one before the TPM's counter must be stepped
 
@@ -105,7 +104,7 @@ func Open(c Config) (*Vault, error) {
 		lock.Close()
 		return nil, prefix(err)
 	}
-	v := &Vault{dir: c.Dir, lock: lock, state: s, retries: -1}
+	v := &Vault{dir: c.Dir, lock: lock, state: s}
 	v.conn = tpm.New(c.Addr, c.Dial, (*loaded)(v))
 	return v, nil
 }
@@ -128,7 +127,7 @@ func (v *Vault) forgetKeys() {
 	clear(v.sealKey)
 	v.macKey, v.sealKey = nil, nil
 	v.epoch++
-	v.up, v.uv, v.retries = nil, nil, -1
+	v.up, v.uv = nil, nil
 }
 
 // parentFor returns the parent of keys of this kind, and its authValue from u.
@@ -438,7 +437,9 @@ func (v *Vault) renew() error {
 	for _, p := range append([]*parent(nil), v.parents...) {
 		v.drop(p)
 	}
-	return v.provision(cmp.Or(v.state, new(state)))
+	s := cmp.Or(v.state, new(state)).copy()
+	s.Joined = false
+	return v.provision(s)
 }
 
 var errClosed = errors.New("the vault is closed")

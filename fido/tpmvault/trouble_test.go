@@ -7,11 +7,13 @@ import (
 	"context"
 	"encoding/binary"
 	"errors"
+	"fmt"
 	"os"
 	"os/exec"
 	"path/filepath"
 	"strings"
 	"testing"
+	"time"
 
 	"github.com/google/go-tpm/tpm2"
 
@@ -232,6 +234,48 @@ func TestLostFiles(t *testing.T) {
 			t.Errorf("%s: opened", name)
 		}
 	}
+}
+
+// TestOtherToken: a directory's own token is told from that of others.
+func TestOtherToken(t *testing.T) {
+	t.Parallel()
+	r := newRig(t)
+	ctx := t.Context()
+	mine, theirs := Config{Dir: r.dir, Dial: r.dial}, Config{Dir: t.TempDir(), Dial: r.dial}
+	want := func(what string, c Config, other bool) {
+		t.Helper()
+		s, err := Examine(ctx, c)
+		r.must(err)
+		if s.OtherToken != other {
+			t.Errorf("%s: %v", what, s.OtherToken)
+		}
+	}
+	want("a new TPM", mine, false)
+	r.create("a.example", nil)
+	want("the only one", mine, false)
+	want("no files", theirs, true)
+	v, err := openAgain(theirs)
+	r.must(err)
+	_, err = v.Count(ctx)
+	r.must(err)
+	want("beside it", theirs, true)
+	want("the first", mine, false)
+	r.must(v.Reset(ctx))
+	want("the only one", theirs, false)
+	want("ended", mine, true)
+	// A reset that was broken off is no other's.
+	r.bus.Command = func(cc tpm2.TPMCC, _ []byte) []byte {
+		if cc == tpm2.TPMCCCreate {
+			return rcAnswer(tpm2.TPMRCMemory)
+		}
+		return nil
+	}
+	if v.Reset(ctx) == nil {
+		t.Error("reset")
+	}
+	r.bus.Command = nil
+	want("broken off", theirs, false)
+	r.must(v.Close())
 }
 
 // Two processes do not have one token.
@@ -517,6 +561,153 @@ func TestVaultSetup(t *testing.T) {
 	r.wantWords(err, "no TPM listens")
 }
 
+// TestTrial: to see whether the TPM counts the tries of one PIN, status touches nothing
+// but its own places, proves who it is in sessions, and leaves nothing.
+func TestTrial(t *testing.T) {
+	t.Parallel()
+	r := newRig(t)
+	r.connect()
+	c := Config{Dir: r.dir, Dial: r.dial}
+	r.bus.Command = func(cc tpm2.TPMCC, b []byte) []byte {
+		handles := map[tpm2.TPMCC]int{tpm2.TPMCCNVDefineSpace: 1, tpm2.TPMCCNVUndefineSpace: 2}[cc]
+		if handles > 0 && binary.BigEndian.Uint32(b[10+4*handles+4:]) == uint32(tpm2.TPMRSPW) {
+			t.Errorf("%v with a password", cc)
+		}
+		return nil
+	}
+	look := func(what string, index bool, reason string) {
+		t.Helper()
+		before := r.indices()
+		s, err := Examine(t.Context(), c)
+		r.must(err)
+		if s.PINIndex != index || !strings.Contains(strings.Join(s.Reasons, "\n"), reason) {
+			t.Errorf("%s: %+v", what, s)
+		}
+		for h, name := range before {
+			if after := r.indices()[h]; after != name && what != "broken off" {
+				t.Errorf("%s: %#x was %x, and is %x", what, h, name, after)
+			}
+		}
+		if n := len(r.indices()); n > len(before) {
+			t.Errorf("%s: %d places, there were %d", what, n, len(before))
+		}
+		if n := len(r.handles(0x80000000)) + len(r.handles(0x02000000)); n > 0 {
+			t.Errorf("%s: %d objects and sessions are left", what, n)
+		}
+	}
+	look("a new TPM", true, "")
+	if len(r.handles(0x81000000)) > 0 {
+		t.Error("a storage key was made")
+	}
+	trial := pinIndex(firstTrial)
+	r.defineIndex(tpm2.TPMSNVPublic(trial))
+	look("broken off", true, "")
+	if len(r.indices()) > 0 {
+		t.Error("a trial that was broken off is still there")
+	}
+	r.Close()
+	_, err := Setup(t.Context(), c, nil)
+	r.must(err)
+	for h := firstTrial; h <= lastTrial; h++ {
+		look("others have places", true, "")
+		others := tpm2.TPMSNVPublic{NVIndex: h, NameAlg: tpm2.TPMAlgSHA256, DataSize: 8, Attributes: tpm2.TPMANV{OwnerRead: true, OwnerWrite: true}}
+		if h == lastTrial { // ours, but for the policy
+			others = tpm2.TPMSNVPublic(pinIndex(h))
+			others.AuthPolicy = tpm2.TPM2BDigest{Buffer: make([]byte, 32)}
+		}
+		r.defineIndex(others)
+	}
+	look("others have all", false, "cannot be tried while other software")
+	r.must(lockoutParameters(r.bus, 3, 1000, 1000))
+	r.lockLockout()
+	s, err := Examine(t.Context(), c)
+	r.must(err)
+	if s.Level != Lockout {
+		t.Errorf("%+v", s)
+	}
+}
+
+func (r *rig) defineIndex(public tpm2.TPMSNVPublic) {
+	r.Helper()
+	hook := r.bus.Command
+	r.bus.Command = nil
+	_, err := tpm2.NVDefineSpace{AuthHandle: tpm2.AuthHandle{Handle: tpm2.TPMRHOwner, Auth: tpm2.PasswordAuth(nil)}, PublicInfo: tpm2.New2B(public)}.Execute(r.bus)
+	r.must(err)
+	r.bus.Command = hook
+}
+
+// handles returns what the TPM has of a kind.
+func (r *rig) handles(first uint32) []tpm2.TPMHandle {
+	r.Helper()
+	rsp, err := tpm2.GetCapability{Capability: tpm2.TPMCapHandles, Property: first, PropertyCount: 64}.Execute(r.bus)
+	r.must(err)
+	list, err := rsp.CapabilityData.Data.Handles()
+	r.must(err)
+	return list.Handle
+}
+
+// indices returns the names of all places in the TPM's memory.
+func (r *rig) indices() map[tpm2.TPMHandle]string {
+	r.Helper()
+	m := make(map[tpm2.TPMHandle]string)
+	for _, h := range r.handles(0x01000000) {
+		rsp, err := tpm2.NVReadPublic{NVIndex: h}.Execute(r.bus)
+		r.must(err)
+		m[h] = string(rsp.NVName.Buffer)
+	}
+	return m
+}
+
+// lockoutParameters is TPM2_DictionaryAttackParameters with an empty password.
+func lockoutParameters(bus *limpettest.TPMBus, most, forget, recovery uint32) error {
+	b := []byte{0x80, 0x02, 0, 0, 0, 39, 0, 0, 0x01, 0x3a, 0x40, 0, 0, 0x0a, 0, 0, 0, 9, 0x40, 0, 0, 9, 0, 0, 0, 0, 0}
+	for _, v := range []uint32{most, forget, recovery} {
+		b = binary.BigEndian.AppendUint32(b, v)
+	}
+	rsp, err := bus.Send(b)
+	if err == nil && !bytes.Equal(rsp[6:10], make([]byte, 4)) {
+		err = errors.New("refused")
+	}
+	return err
+}
+
+// TestWeakLockout: a lockout that hardly locks is worth no more than one without
+// a password, and status says so.
+func TestWeakLockout(t *testing.T) {
+	t.Parallel()
+	for _, c := range []struct {
+		most, forget, recovery uint32
+		level                  Level
+		reason                 string
+	}{
+		{32, 600, 86400, Full, ""},
+		{10, 7200, 0, Full, ""},
+		{maxFailures, 300, 300, Full, ""},
+		{maxFailures + 1, 7200, 86400, Resettable, "is weak (101 failures at once"},
+		{1 << 31, 7200, 86400, Resettable, "is weak"},
+		{32, 1, 86400, Resettable, "one more every 1s"},
+		{32, 299, 86400, Resettable, "is weak"},
+		{32, 0, 86400, Resettable, "is off"},
+		{32, 600, 1, Full, "can be tried every 1s"},
+	} {
+		t.Run(fmt.Sprint(c.most, c.forget, c.recovery), func(t *testing.T) {
+			t.Parallel()
+			r := newRig(t)
+			r.connect()
+			r.must(lockoutParameters(r.bus, c.most, c.forget, c.recovery))
+			r.lockLockout()
+			s, err := Examine(t.Context(), Config{Dir: r.dir, Dial: r.dial})
+			r.must(err)
+			if s.Level != c.level || (len(s.Reasons) == 0) != (c.reason == "") || !strings.Contains(strings.Join(s.Reasons, "\n"), c.reason) {
+				t.Errorf("%+v, want %s, %q", s, c.level, c.reason)
+			}
+			if s.Recovery != time.Duration(c.recovery)*time.Second {
+				t.Errorf("recovery after %v", s.Recovery)
+			}
+		})
+	}
+}
+
 // The recovery print-out is what tpm2-tools take.
 func TestRecovery(t *testing.T) {
 	t.Parallel()
@@ -528,7 +719,8 @@ func TestRecovery(t *testing.T) {
 	}
 	for _, p := range []string{password, "another"} {
 		ok := p == password
-		cmd := exec.CommandContext(t.Context(), "tpm2_dictionarylockout", "--clear-lockout", "--auth", p)
+		cmd := exec.CommandContext(t.Context(), "tpm2_dictionarylockout", "--clear-lockout", "--auth", "file:-")
+		cmd.Stdin = strings.NewReader(p + "\n")
 		cmd.Env = append(os.Environ(), "TPM2TOOLS_TCTI=swtpm:path="+strings.TrimPrefix(addr, "unix:"))
 		if out, err := cmd.CombinedOutput(); (err == nil) != ok {
 			t.Errorf("tpm2_dictionarylockout: %v\n%s", err, out)

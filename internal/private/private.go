@@ -4,6 +4,7 @@ package private
 import (
 	"errors"
 	"fmt"
+	"io/fs"
 	"os"
 	"path/filepath"
 	"runtime"
@@ -15,30 +16,63 @@ var ErrLocked = errors.New("locked by another process")
 // Lock makes a file and locks it until it is closed or the process ends, however
 // that comes. If another process has it locked the error is ErrLocked.
 func Lock(path string) (*os.File, error) {
-	if err := os.MkdirAll(filepath.Dir(path), 0o700); err != nil {
+	if err := makeDir(filepath.Dir(path)); err != nil {
 		return nil, err
 	}
-	f, err := os.OpenFile(path, os.O_RDWR|os.O_CREATE, 0o600)
+	f, err := os.OpenFile(path, os.O_RDWR|os.O_CREATE|os.O_EXCL, 0o600)
+	switch {
+	case err == nil:
+		err = giveAway(f)
+	case errors.Is(err, fs.ErrExist):
+		f, err = os.OpenFile(path, os.O_RDWR, 0)
+	}
+	if err == nil {
+		err = lock(f)
+	}
 	if err != nil {
-		return nil, err
-	}
-	if err := lock(f); err != nil {
-		f.Close()
+		f.Close() // also nil
 		return nil, err
 	}
 	return f, nil
 }
 
-// Write writes a file that only its owner can read, whole or not at all.
-func Write(path string, data []byte) error { return place(path, data, os.Rename) }
+// Write writes a file that only its owner can read, whole or not at all: also a power
+// cut leaves the one before or, once Write has returned, this one. What root
+// writes belongs to the owner of the directory, whose program has to read it.
+func Write(path string, data []byte) error { return place(path, data, giveAway, os.Rename) }
 
 // Create is Write for a file that must not exist; else the error is
-// fs.ErrExist.
-func Create(path string, data []byte) error { return place(path, data, os.Link) }
+// fs.ErrExist. It belongs to who wrote it.
+func Create(path string, data []byte) error { return place(path, data, keep, link) }
 
-func place(path string, data []byte, move func(from, to string) error) error {
+func link(from, to string) error {
+	err := os.Link(from, to)
+	if err == nil || errors.Is(err, fs.ErrExist) {
+		return err
+	}
+	return claim(from, to)
+}
+
+// claim is for file systems without links, as memory sticks have them: the name is
+// taken first. A power cut may leave an empty file.
+func claim(from, to string) error {
+	f, err := os.OpenFile(to, os.O_WRONLY|os.O_CREATE|os.O_EXCL, 0o600)
+	if err != nil {
+		return err
+	}
+	f.Close()
+	if err := os.Rename(from, to); err != nil {
+		os.Remove(to)
+		return err
+	}
+	return nil
+}
+
+func keep(*os.File) error { return nil }
+
+func place(path string, data []byte, own func(*os.File) error, move func(from, to string) error) error {
 	dir := filepath.Dir(path)
-	if err := os.MkdirAll(dir, 0o700); err != nil {
+	if err := makeDir(dir); err != nil {
 		return err
 	}
 	f, err := os.CreateTemp(dir, ".new-*") // mode 0600
@@ -46,12 +80,35 @@ func place(path string, data []byte, move func(from, to string) error) error {
 		return err
 	}
 	defer os.Remove(f.Name())
-	_, err = f.Write(data)
-	if err = errors.Join(err, f.Sync(), f.Close()); err != nil {
+	if err = own(f); err == nil {
+		_, err = f.Write(data)
+	}
+	if err = errors.Join(err, syncFile(f), f.Close()); err != nil {
 		return err
 	}
-	return move(f.Name(), path)
+	if err := move(f.Name(), path); err != nil {
+		return err
+	}
+	return syncDir(dir)
 }
+
+// makeDir makes a directory, and those above it, to last through a power cut.
+func makeDir(dir string) error {
+	if _, err := os.Stat(dir); !errors.Is(err, fs.ErrNotExist) {
+		return os.MkdirAll(dir, 0o700) // which says what is wrong
+	}
+	above := filepath.Dir(dir)
+	if err := makeDir(above); err != nil {
+		return err
+	}
+	if err := os.MkdirAll(dir, 0o700); err != nil {
+		return err
+	}
+	return syncDir(above)
+}
+
+// syncFile is replaced by a test.
+var syncFile = (*os.File).Sync
 
 // OwnerOnly refuses a file that others than its owner have access to. Windows has
 // no such mode bits; there the directory's access list decides. Credentials of

@@ -1,0 +1,49 @@
+//go:build unix
+
+package private
+
+import (
+	"errors"
+	"io/fs"
+	"os"
+	"path/filepath"
+	"syscall"
+)
+
+// syncDir makes a new name in a directory last through a power cut. A directory that
+// one may write to and not read cannot be synced, and some file systems have no such
+// thing.
+func syncDir(dir string) error {
+	d, err := os.Open(dir)
+	if errors.Is(err, fs.ErrPermission) {
+		return nil
+	}
+	if err != nil {
+		return err
+	}
+	err = syncFile(d)
+	if errors.Is(err, syscall.EINVAL) || errors.Is(err, syscall.ENOTSUP) {
+		err = nil
+	}
+	return errors.Join(err, d.Close())
+}
+
+// giveAway gives a file that root has made to the owner of its directory.
+func giveAway(f *os.File) error {
+	if os.Geteuid() != 0 {
+		return nil
+	}
+	dir, err := os.Stat(filepath.Dir(f.Name()))
+	if err != nil {
+		return err
+	}
+	file, err := f.Stat()
+	if err != nil {
+		return err
+	}
+	to, is := dir.Sys().(*syscall.Stat_t), file.Sys().(*syscall.Stat_t)
+	if to.Uid == is.Uid {
+		return nil
+	}
+	return f.Chown(int(to.Uid), int(to.Gid))
+}
