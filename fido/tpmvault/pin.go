@@ -99,6 +99,7 @@ func (v *Vault) setPIN(pin [16]byte) (err error) {
 		return errForeignPIN
 	}
 	auth, salt := newAuth(pin)
+	defer clear(auth)
 	s := v.state.copy()
 	s.PIN = &pinState{Current: pinParent{Salt: salt}}
 	if err := v.save(s); err != nil { // from here on the index is ours
@@ -248,6 +249,9 @@ func (v *Vault) prove(pin [16]byte) ([]byte, error) {
 		}
 		auth := authOf(pin, c.Salt)
 		err = v.with(p, auth, probe, func(tpm2.NamedHandle) error { return nil })
+		if err != nil {
+			clear(auth)
+		}
 		if err != nil && p != v.uv {
 			v.drop(p)
 		}
@@ -265,7 +269,11 @@ func (v *Vault) prove(pin [16]byte) ([]byte, error) {
 			}
 			s := v.state.copy()
 			s.PIN.Current, s.PIN.Next = c, nil
-			return auth, v.save(s)
+			if err := v.save(s); err != nil {
+				clear(auth)
+				return nil, err
+			}
+			return auth, nil
 		case errors.Is(err, errIndexRefuses) && i+1 < len(candidates):
 		case errors.Is(err, errIndexRefuses), errors.Is(err, errParentRefuses):
 			v.retries = -1
@@ -307,7 +315,10 @@ func (v *Vault) ChangePIN(ctx context.Context, old, pin [16]byte) error {
 		if next == nil {
 			return nil
 		}
-		if err := v.changeIndex(authOf(old, v.state.PIN.Current.Salt), authOf(pin, next.Salt)); err != nil {
+		before, after := authOf(old, v.state.PIN.Current.Salt), authOf(pin, next.Salt)
+		defer clear(before)
+		defer clear(after)
+		if err := v.changeIndex(before, after); err != nil {
 			return err
 		}
 		s := v.state.copy()
@@ -318,7 +329,12 @@ func (v *Vault) ChangePIN(ctx context.Context, old, pin [16]byte) error {
 	})
 	if err != nil {
 		// The command may have reached the TPM all the same.
-		if again := v.do(ctx, func() error { _, err := v.prove(pin); return err }); again == nil {
+		again := v.do(ctx, func() error {
+			auth, err := v.prove(pin)
+			clear(auth)
+			return err
+		})
+		if again == nil {
 			err = nil
 		}
 	}
@@ -335,6 +351,7 @@ func (v *Vault) prepareChange(auth []byte, pin [16]byte) error {
 		return err
 	}
 	next, salt := newAuth(pin)
+	defer clear(next)
 	rsp, err := tpm2.ObjectChangeAuth{
 		ObjectHandle: tpm2.AuthHandle{Handle: v.uv.handle, Name: v.uv.named, Auth: hmac.secret(auth)},
 		ParentHandle: tpm2.NamedHandle{Handle: tpm.SRKHandle, Name: v.srk.name},
