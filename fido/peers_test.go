@@ -100,7 +100,7 @@ const interpreter = "/usr/bin/python3" // Debian's, which has Debian's fido2
 func wantPython(t *testing.T) {
 	t.Helper()
 	if out, err := exec.Command(interpreter, "-c", "import fido2.ctap2").CombinedOutput(); err != nil {
-		if os.Getenv("CI") != "true" {
+		if os.Getenv("CI") == "" {
 			t.Skipf("python3-fido2 is not installed: %v", err)
 		}
 		t.Fatalf("python3-fido2: %v\n%s", err, out)
@@ -149,7 +149,7 @@ func TestSecrets(t *testing.T) {
 // TestLibfido2 has libfido2 try what OpenSSH, systemd, PAM and others use of it.
 func TestLibfido2(t *testing.T) {
 	t.Parallel()
-	if _, err := os.Stat("/usr/include/fido.h"); err != nil && os.Getenv("CI") != "true" {
+	if _, err := os.Stat("/usr/include/fido.h"); err != nil && os.Getenv("CI") == "" {
 		t.Skip("libfido2-dev is not installed")
 	}
 	program := filepath.Join(t.TempDir(), "libfido2")

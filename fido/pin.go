@@ -206,6 +206,9 @@ func (t *Token) clientPIN(x *transaction, a *args) (map[int]any, error) {
 		protocol: protocol, permissions: permissions, rpID: rpID,
 		verified: true, began: time.Now(), unlocked: u,
 	}
+	if permissions&(mayMakeCredential|mayGetAssertion) == 0 {
+		t.session.forget() // the rest needs no key
+	}
 	rand.Read(t.session.token[:])
 	t.expire(t.session)
 	return map[int]any{2: s.encrypt(t.session.token[:])}, nil
@@ -246,6 +249,7 @@ func (s *shared) pinHash(sealed []byte) (hash [16]byte, err error) {
 		return hash, err
 	}
 	copy(hash[:], plain)
+	clear(plain)
 	return hash, nil
 }
 

@@ -94,11 +94,24 @@ func quote(s string, limit int) string {
 	return `"` + b.String() + `"`
 }
 
+// shownOf cuts off what quote does not show of a name, and leaves it a character to
+// see that there was more: what an agent is told has to fit in a line.
+func shownOf(name string) string {
+	n := 0
+	for at := range name {
+		if n++; n > maxName+1 {
+			return strings.Clone(name[:at])
+		}
+	}
+	return name
+}
+
 // promptTimeout is how long a user is asked: CTAP 2.1, section 6.1.2, has 30 seconds.
 const promptTimeout = 30 * time.Second
 
 // consent asks the user, once for a transaction. Nothing is done with the vault's keys before.
 func (t *Token) consent(x *transaction, r Request) error {
+	r.RPName, r.Account = shownOf(r.RPName), shownOf(r.Account)
 	x.waiting(true)
 	defer x.waiting(false)
 	select { // a U2F request may have a question open

@@ -79,12 +79,7 @@ func (t *Token) load(ctx context.Context) error {
 	}
 	plain, err := t.vault.Open(ctx, sealed)
 	if errors.Is(err, ErrNoKey) {
-		aside := t.file + ".worthless"
-		t.log.Warn("limpet: fido: the credentials were sealed by another vault, or before a reset: they are put aside", "file", aside)
-		if err := os.Rename(t.file, aside); err != nil {
-			return fmt.Errorf("limpet: fido: %w", err)
-		}
-		return nil
+		return t.putAside()
 	}
 	if err == nil {
 		err = cbor.Unmarshal(plain, &t.state)
@@ -93,6 +88,32 @@ func (t *Token) load(ctx context.Context) error {
 		return fmt.Errorf("limpet: fido: %s: %w", t.file, err)
 	}
 	return nil
+}
+
+const maxAside = 100 // files
+
+// putAside renames the file. Others that were put aside stay: it may have been the
+// vault that was wrong, and not they.
+func (t *Token) putAside() error {
+	for n := 1; n <= maxAside; n++ {
+		aside := t.file + ".worthless"
+		if n > 1 {
+			aside += fmt.Sprintf(".%d", n)
+		}
+		_, err := os.Lstat(aside)
+		if err == nil {
+			continue
+		}
+		if errors.Is(err, fs.ErrNotExist) {
+			t.log.Warn("limpet: fido: the credentials were sealed by another vault, or before a reset: they are put aside", "file", aside)
+			err = os.Rename(t.file, aside)
+		}
+		if err != nil {
+			return fmt.Errorf("limpet: fido: %w", err)
+		}
+		return nil
+	}
+	return fmt.Errorf("limpet: fido: %s was sealed by another vault, or before a reset, and %d such files are there already: delete those that nobody needs", t.file, maxAside)
 }
 
 // save makes next the state, in the file first.

@@ -507,8 +507,29 @@ func TestBackup(t *testing.T) {
 	for _, id := range [][]byte{id, listed, nil} {
 		b.want("restored after a reset", 0x2e, request(t, 2, use(id)))
 	}
-	if _, err := os.Stat(file + ".worthless"); err != nil {
-		t.Error(err)
+	// What was put aside stays, whatever is put aside after it.
+	for n, name := range []string{".worthless", ".worthless.2", ".worthless.3"} {
+		if got, err := os.ReadFile(file + name); err != nil || !bytes.Equal(got, append(backup, make([]byte, n)...)) {
+			t.Errorf("%s: %d bytes of %d, %v", name, len(got), len(backup)+n, err)
+		}
+		if err := os.WriteFile(file, append(backup, make([]byte, n+1)...), 0o600); err != nil {
+			t.Fatal(err)
+		}
+		b = b.reopen()
+	}
+	for n := range 100 {
+		if err := os.WriteFile(fmt.Sprintf("%s.worthless.%d", file, n+1), nil, 0o600); err != nil {
+			t.Fatal(err)
+		}
+	}
+	if err := os.WriteFile(file, backup, 0o600); err != nil {
+		t.Fatal(err)
+	}
+	if _, err := fido.New(t.Context(), fido.Config{Vault: b.vault, File: file, Logger: quiet}); err == nil {
+		t.Error("there is no name left, and it went somewhere")
+	}
+	if got, err := os.ReadFile(file); err != nil || !bytes.Equal(got, backup) {
+		t.Errorf("it is not where it was: %v", err)
 	}
 }
 

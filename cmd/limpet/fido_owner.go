@@ -44,7 +44,8 @@ func (p *pinFile) read(ctx context.Context) (pin []byte, err error) {
 		}
 		return nil, fmt.Errorf("%s: %w", p.what, err)
 	}
-	return norm.NFC.Bytes(pin), nil
+	defer clear(pin)
+	return norm.NFC.Append(make([]byte, 0, 3*len(pin)), pin...), nil // the longest that it can be
 }
 
 func askPIN(ctx context.Context, what string) ([]byte, error) {
@@ -197,10 +198,10 @@ sites, and the token knows nothing of them.
 	p.flag(cmd, "pin-file", "PIN")
 	return owned(cmd, func(ctx context.Context, c *control.Client, _ []string) error {
 		list, pin, err := credentials(ctx, c, &p)
+		clear(pin)
 		if err != nil {
 			return err
 		}
-		clear(pin)
 		w := tabwriter.NewWriter(os.Stdout, 0, 0, 2, ' ', 0)
 		fmt.Fprintln(w, "ID\tSITE\tACCOUNT\tPIN")
 		for _, e := range list {
@@ -225,10 +226,10 @@ there.
 	p.flag(cmd, "pin-file", "PIN")
 	return owned(cmd, func(ctx context.Context, c *control.Client, args []string) error {
 		list, pin, err := credentials(ctx, c, &p)
+		defer clear(pin)
 		if err != nil {
 			return err
 		}
-		defer clear(pin)
 		for _, e := range list {
 			if shortID(e.ID) == strings.ToLower(args[0]) {
 				if err := c.Remove(ctx, pin, e.ID); err != nil {

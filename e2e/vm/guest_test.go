@@ -41,6 +41,9 @@ func TestInstall(t *testing.T) {
 	alice.sitDown(t)
 	must(t, "systemctl", "start", "limpet-fido.service")
 
+	if got := must(t, "systemctl", "show", "--property=MemorySwapMax", "--value", "limpet-fido.service"); got != "0" {
+		t.Errorf("the daemon's memory can be swapped: %s", got)
+	}
 	if got := must(t, "stat", "-c", "%U %G %a", "/dev/uhid"); got != "root limpet-fido 660" {
 		t.Errorf("/dev/uhid is %s", got)
 	}
@@ -129,6 +132,27 @@ func TestTools(t *testing.T) {
 		c := alice.register(t, "", flags...)
 		alice.authenticate(t, c, "", flags...)
 	}
+}
+
+// TestLargeBlobs moves 60 KB through the queues of the kernel, in messages as long as
+// they get.
+func TestLargeBlobs(t *testing.T) {
+	alice.must(t, "timeout", "60", "/usr/bin/python3", "-c", `
+import hashlib, os
+from fido2 import cbor
+from fido2.ctap2 import Ctap2, LargeBlobs
+from fido2.hid import CtapHidDevice
+
+ctap = Ctap2(next(CtapHidDevice.list_devices()))
+blobs = LargeBlobs(ctap)
+entries = [{1: os.urandom(60 << 10), 2: os.urandom(12), 3: 60 << 10}]
+whole = cbor.encode(entries)
+whole += hashlib.sha256(whole).digest()[:16]
+for at in range(0, len(whole), blobs.max_fragment_length):
+    ctap.large_blobs(at, set=whole[at : at + blobs.max_fragment_length], length=None if at else len(whole))
+assert blobs.read_blob_array() == entries
+blobs.write_blob_array([])
+`)
 }
 
 // TestPIN sets one, and uses it rightly and wrongly.

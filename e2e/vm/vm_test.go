@@ -105,10 +105,13 @@ func needPrograms(t *testing.T) {
 			missing = append(missing, name)
 		}
 	}
+	if exec.Command("/usr/bin/python3", "-c", "import fido2").Run() != nil {
+		missing = append(missing, "python3-fido2")
+	}
 	if missing == nil {
 		return
 	}
-	words := fmt.Sprintf("not installed: %s. This test needs Debian, and apt-get install --no-install-recommends qemu-system-x86 swtpm kmod systemd udev tpm-udev dbus libpam-systemd fido2-tools openssh-client", strings.Join(missing, ", "))
+	words := fmt.Sprintf("not installed: %s. This test needs Debian, and apt-get install --no-install-recommends qemu-system-x86 swtpm kmod systemd udev tpm-udev dbus libpam-systemd fido2-tools python3-fido2 openssh-client", strings.Join(missing, ", "))
 	if os.Getenv("CI") != "" {
 		t.Fatal(words)
 	}

@@ -150,6 +150,7 @@ func Attend(ctx context.Context, path string, prompt fido.Prompt, there func()) 
 			v := verdict{Answer: q.Ask, Allowed: allowed && err == nil}
 			if err != nil {
 				v.Error = err.Error()
+				v.Error = v.Error[:min(len(v.Error), maxReason)]
 			}
 			mu.Lock()
 			defer mu.Unlock()

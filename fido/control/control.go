@@ -87,6 +87,7 @@ const (
 	maxOfUser  = 8
 	maxRequest = 16 << 10 // bytes of a line
 	maxAnswer  = 8 << 20
+	maxReason  = 1 << 10          // bytes of what an agent says of why it could not ask
 	patience   = 10 * time.Second // for a request, and for an answer to be taken
 )
 
@@ -283,9 +284,17 @@ func (d *Desk) handle(ctx context.Context, conn net.Conn, token *fido.Token) {
 	}
 	defer d.exit(uid)
 	conn.SetReadDeadline(time.Now().Add(patience))
-	lines := scanner(conn, maxRequest)
+	lines := bufio.NewScanner(conn)
+	lines.Buffer(make([]byte, maxRequest), maxRequest) // all of it, lest copies be left of a PIN that came in parts
 	var r request
-	if !lines.Scan() || json.Unmarshal(lines.Bytes(), &r) != nil {
+	if !lines.Scan() {
+		return
+	}
+	err = json.Unmarshal(lines.Bytes(), &r)
+	clear(lines.Bytes())
+	defer clear(r.PIN)
+	defer clear(r.New)
+	if err != nil {
 		return
 	}
 	if r.Do == doAttend {
@@ -305,10 +314,7 @@ func (d *Desk) handle(ctx context.Context, conn net.Conn, token *fido.Token) {
 		defer cancel()
 		lines.Scan()
 	}()
-	a := do(ctx, token, &r)
-	clear(r.PIN)
-	clear(r.New)
-	send(conn, a)
+	send(conn, do(ctx, token, &r))
 }
 
 func (d *Desk) enter(uid int) bool {

@@ -10,9 +10,12 @@ import (
 	"net"
 	"os"
 	"path/filepath"
+	"strings"
 	"sync"
 	"testing"
 	"time"
+
+	"github.com/fxamacker/cbor/v2"
 
 	"github.com/limpet-auth/limpet/fido"
 	"github.com/limpet-auth/limpet/fido/control"
@@ -56,10 +59,14 @@ type user struct {
 	asked   chan fido.Request
 	answers chan bool
 	gone    chan error
+	fails   error // to ask
 }
 
 func (u *user) Ask(ctx context.Context, r fido.Request) (bool, error) {
 	u.asked <- r
+	if u.fails != nil {
+		return false, u.fails
+	}
 	select {
 	case allowed := <-u.answers:
 		return allowed, nil
@@ -72,7 +79,7 @@ func (u *user) Ask(ctx context.Context, r fido.Request) (bool, error) {
 // attend starts an agent.
 func attend(t *testing.T, path string) (u *user, end func() error) {
 	t.Helper()
-	u = &user{make(chan fido.Request, 8), make(chan bool, 1), make(chan error, 1)}
+	u = &user{asked: make(chan fido.Request, 8), answers: make(chan bool, 1), gone: make(chan error, 1)}
 	ctx, cancel := context.WithCancel(context.Background())
 	there, done := make(chan struct{}), make(chan error, 1)
 	go func() { done <- control.Attend(ctx, path, u, func() { close(there) }) }()
@@ -176,6 +183,56 @@ func TestAgents(t *testing.T) {
 	case <-first.gone:
 	case <-time.After(10 * time.Second):
 		t.Error("the question is not taken back")
+	}
+}
+
+// TestLongNames: whatever a site and its user are called, and whatever an agent has to
+// say, a line holds it and the agent stays.
+func TestLongNames(t *testing.T) {
+	t.Parallel()
+	path, token, desk := open(t)
+	u, _ := attend(t, path)
+	name := strings.Repeat("<\u2028", 1800)
+	params, err := cbor.CTAP2EncOptions().EncMode()
+	if err != nil {
+		t.Fatal(err)
+	}
+	register := func(rp, user map[string]any) byte {
+		t.Helper()
+		b, err := params.Marshal(map[int]any{1: make([]byte, 32), 2: rp, 3: user, 4: []any{map[string]any{"alg": -7, "type": "public-key"}}})
+		if err != nil || len(b) > 7609 {
+			t.Fatal(len(b), err)
+		}
+		return token.CBOR(t.Context(), 1, append([]byte{1}, b...), func(bool) {})[0]
+	}
+	long := strings.Repeat("<", 255)
+	for _, test := range []struct{ rp, user map[string]any }{
+		{map[string]any{"id": long, "name": name}, map[string]any{"id": []byte("1")}},
+		{map[string]any{"id": long}, map[string]any{"id": []byte("1"), "name": name}},
+		{map[string]any{"id": long}, map[string]any{"id": []byte("1"), "displayName": name}},
+		{map[string]any{"id": long, "name": name[:3000]}, map[string]any{"id": []byte("1"), "name": name[:3000]}},
+	} {
+		u.answers <- true
+		if status := register(test.rp, test.user); status != 0 {
+			t.Fatalf("status %#02x", status)
+		}
+		if r := <-u.asked; r.RPID != long || len(r.RPName) > 300 || len(r.Account) > 300 {
+			t.Errorf("asked for %d, %d, %d bytes", len(r.RPID), len(r.RPName), len(r.Account))
+		}
+	}
+	// The question is as long as it was.
+	u.answers <- false
+	register(map[string]any{"id": "example.com"}, map[string]any{"id": []byte("1"), "name": strings.Repeat("x", 65)})
+	if text := (<-u.asked).Text(); text != `Register with example.com as "`+strings.Repeat("x", 64)+`…"?` {
+		t.Error(text)
+	}
+
+	u.fails = errors.New(strings.Repeat("<", 20<<10))
+	for range 2 {
+		if _, err := desk.Ask(t.Context(), fido.Request{}); err == nil || errors.Is(err, control.ErrNoAgent) || !strings.Contains(err.Error(), "<<<") {
+			t.Errorf("%.200v", err)
+		}
+		<-u.asked
 	}
 }
 

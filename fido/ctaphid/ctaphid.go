@@ -75,6 +75,14 @@ const (
 	keepalive      = 100 * time.Millisecond
 	maxLock        = 10 // seconds
 
+	// Linux keeps 63 reports for a program that reads a hidraw device, and 31 for one
+	// that reads /dev/uhid, and drops what is more. So after a few at once reports go
+	// at the pace of a token on USB at full speed, and those of hosts are taken at once.
+	burst     = 16
+	pace      = time.Millisecond
+	readAhead = 256
+	maxOut    = 256 // reports to hosts that wait; then hosts' wait too
+
 	processing = 1 // status of a keepalive
 	upNeeded   = 2
 )

@@ -8,6 +8,7 @@ import (
 	"log/slog"
 	"net"
 	"net/netip"
+	"runtime"
 	"slices"
 	"sync"
 	"testing"
@@ -129,12 +130,19 @@ func (h *host) wantError(what string, channel uint32, code byte) {
 	h.want(what, frames(channel, cmdError, []byte{code})...)
 }
 
+// next is the next report that is not a sign of life.
+func (h *host) next() (r Report) {
+	for r = <-h.toHost; r[4] == initial|cmdKeepalive; r = <-h.toHost {
+	}
+	return r
+}
+
 // channel has the token give out a channel.
 func (h *host) channel() uint32 {
 	h.t.Helper()
 	nonce := []byte("12345678")
 	h.send(frames(broadcast, cmdInit, nonce)...)
-	r := <-h.toHost
+	r := h.next()
 	if !bytes.Equal(r[:15], append([]byte{0xff, 0xff, 0xff, 0xff, initial | cmdInit, 0, 17}, nonce...)) || !bytes.Equal(r[19:24], []byte{2, 1, 0, 0, 5}) {
 		h.t.Fatalf("INIT: %x", r)
 	}
@@ -147,6 +155,7 @@ func TestMessages(t *testing.T) {
 		for _, n := range []int{0, 1, firstData, firstData + 1, firstData + nextData, 1000, MaxMessage} {
 			data := bytes.Repeat([]byte{7}, n)
 			h.send(frames(c, cmdPing, data)...)
+			time.Sleep(time.Duration(n/nextData) * pace)
 			h.want("ping", frames(c, cmdPing, data)...)
 		}
 		for _, cmd := range []byte{cmdMessage, cmdCBOR} {
@@ -365,8 +374,9 @@ func TestChannels(t *testing.T) {
 			h.channel()
 		}
 		h.send(frames(used, cmdInit, make([]byte, 8))...)
-		<-h.toHost
+		h.next()
 		h.channel()
+		time.Sleep(burst * pace)
 		h.send(frames(busy, cmdCancel, nil)...)
 		h.want("still there", frames(busy, cmdCBOR, []byte("cancelled"))...)
 		h.send(frames(old, cmdPing, nil)...)
@@ -393,6 +403,160 @@ func TestServeEnds(t *testing.T) {
 		h.wire.Close()
 		if err := <-done; err == nil || h.token.cancelled != 1 || h.token.running != 0 {
 			t.Errorf("%v, %d cancelled, %d running", err, h.token.cancelled, h.token.running)
+		}
+	})
+}
+
+// kernel is a device as Linux has it: of what is not read in time it keeps 31 reports
+// for the token and 63 for a host. It takes a moment for each that the token writes.
+type kernel struct {
+	*wire
+	t *testing.T
+}
+
+func (k *kernel) Write(r Report) error {
+	time.Sleep(time.Millisecond / 2)
+	select {
+	case k.toHost <- r:
+	case <-k.closed:
+		return net.ErrClosed
+	default:
+		k.t.Errorf("a host lost %x", r[:8])
+	}
+	return nil
+}
+
+// send writes without a pause, as hosts do.
+func (k *kernel) send(reports ...Report) {
+	for _, r := range reports {
+		select {
+		case k.toToken <- r:
+		default:
+			k.t.Errorf("the token lost %x", r[:8])
+		}
+		synctest.Wait()
+	}
+}
+
+// TestKernelQueues: nothing is lost of the longest messages, both ways and at the
+// same time, by a host that reads a report in each millisecond; and while one goes
+// out others are heard.
+func TestKernelQueues(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		k := &kernel{newWire(), t}
+		k.toToken, k.toHost = make(chan Report, 31), make(chan Report, 63)
+		token := new(echo)
+		ctx, cancel := context.WithCancel(t.Context())
+		done := make(chan error)
+		go func() { done <- Serve(ctx, k, token, quiet) }()
+		channel := func() uint32 {
+			k.send(frames(broadcast, cmdInit, make([]byte, 8))...)
+			r := <-k.toHost
+			return binary.BigEndian.Uint32(r[15:])
+		}
+		want := func(what string, want ...Report) {
+			t.Helper()
+			for i, w := range want {
+				time.Sleep(time.Millisecond)
+				got := <-k.toHost
+				for got[4] == initial|cmdKeepalive && got != w {
+					got = <-k.toHost
+				}
+				if got != w {
+					t.Fatalf("%s: report %d is\n%x, want\n%x", what, i, got, w)
+				}
+			}
+		}
+		a, b := channel(), channel()
+		long := bytes.Repeat([]byte("long"), MaxMessage/4)
+		pingA, pingB := frames(a, cmdPing, long), frames(b, cmdPing, long)
+		k.send(pingA...)
+		k.send(pingB...) // while the first is answered
+		want("the first", pingA...)
+		want("the second", pingB...)
+
+		k.send(pingA...)
+		k.send(frames(b, cmdCBOR, []byte("wait"))...)
+		want("a long answer", pingA...)
+		want("then", frames(b, cmdKeepalive, []byte{upNeeded})...)
+		k.send(pingA[:1]...)
+		want("while it waits", frames(a, cmdError, []byte{errBusy})...)
+		k.send(frames(b, cmdCancel, nil)...)
+		want("cancelled", frames(b, cmdCBOR, []byte("cancelled"))...)
+
+		k.send(pingA...)
+		want("the beginning", pingA[:20]...)
+		k.send(frames(a, cmdInit, []byte("abcdefgh"))...)
+		for r := range k.toHost { // those that were on their way
+			if r[4] == initial|cmdInit {
+				break
+			}
+			if r[4] > 60 {
+				t.Fatal("the answer goes on after INIT")
+			}
+		}
+		time.Sleep(time.Second)
+		if n := len(k.toHost); n > 0 {
+			t.Errorf("%d reports after INIT", n)
+		}
+		cancel()
+		if err := <-done; err != nil {
+			t.Error(err)
+		}
+	})
+}
+
+// TestFlood: who sends and does not read has the token keep a few hundred reports,
+// and nothing is lost of that.
+func TestFlood(t *testing.T) {
+	plug(t, func(h *host) {
+		c := h.channel()
+		const n = 2000
+		go func() {
+			for range n {
+				h.toToken <- frames(c, cmdPing, []byte("ping"))[0]
+			}
+		}()
+		for range n {
+			if r := <-h.toHost; r != frames(c, cmdPing, []byte("ping"))[0] {
+				t.Fatalf("%x", r)
+			}
+		}
+	})
+}
+
+// TestAbandoned: a host that begins and leaves again and again has one request wait,
+// beside the one that the token has.
+func TestAbandoned(t *testing.T) {
+	plug(t, func(h *host) {
+		c := h.channel()
+		h.send(frames(c, cmdCBOR, []byte("slow"))...)
+		h.send(frames(c, cmdInit, make([]byte, 8))...)
+		synctest.Wait()
+		before := runtime.NumGoroutine()
+		for range 300 {
+			h.send(frames(c, cmdCBOR, []byte("next"))...)
+			h.send(frames(c, cmdInit, make([]byte, 8))...)
+			time.Sleep(time.Millisecond)
+			for len(h.toHost) > 0 {
+				<-h.toHost
+			}
+		}
+		synctest.Wait()
+		if now := runtime.NumGoroutine(); now > before+2 {
+			t.Errorf("%d goroutines, before it were %d", now, before)
+		}
+		// One that is cancelled while it waits has its answer when the token can give it.
+		h.send(frames(c, cmdCBOR, []byte("wait"))...)
+		h.send(frames(c, cmdCancel, nil)...)
+		time.Sleep(2 * time.Second)
+		synctest.Wait()
+		var last Report
+		for len(h.toHost) > 0 {
+			last = <-h.toHost
+		}
+		if last != frames(c, cmdCBOR, []byte("cancelled"))[0] {
+			t.Errorf("%x", last)
 		}
 	})
 }
@@ -474,6 +638,7 @@ func FuzzServe(f *testing.F) {
 				}
 				h.send(r)
 			}
+			time.Sleep(time.Second)
 			synctest.Wait()
 			var m *partial
 			for len(h.toHost) > 0 {

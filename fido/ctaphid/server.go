@@ -9,6 +9,7 @@ import (
 	"io"
 	"log/slog"
 	"net"
+	"slices"
 	"sync/atomic"
 	"time"
 )
@@ -26,8 +27,8 @@ func Serve(ctx context.Context, t Transport, token Token, log *slog.Logger) erro
 	defer cancel()
 	stop := context.AfterFunc(inner, func() { t.Close() }) // ends Read
 	defer stop()
-	s := &server{transport: t, token: token, log: log, channels: make(map[uint32]uint64)}
-	reports, failed := make(chan Report), make(chan error, 1)
+	s := &server{transport: t, token: token, log: log, channels: make(map[uint32]uint64), turn: make(chan struct{}, 1)}
+	reports, failed := make(chan Report, readAhead), make(chan error, 1)
 	go func() {
 		for {
 			r, err := t.Read()
@@ -45,9 +46,7 @@ func Serve(ctx context.Context, t Transport, token Token, log *slog.Logger) erro
 	err := s.loop(inner, reports, failed)
 	cancel()
 	t.Close()
-	if s.last != nil {
-		<-s.last
-	}
+	s.turn <- struct{}{} // and nobody gets it any more
 	if ctx.Err() != nil {
 		return nil
 	}
@@ -69,13 +68,20 @@ type server struct {
 
 	// The transaction that is being answered.
 	running *transaction
-	last    chan struct{} // closed when the token has answered the last one
+	turn    chan struct{} // whose request the token has
+
+	// What hosts have yet to be sent, one message after the other: libfido2 takes no
+	// report of another channel in the middle of one.
+	out   []Report
+	due   time.Time        // when as many could have gone at the pace alone
+	paced <-chan time.Time // when the next one may go
 }
 
 type transaction struct {
 	channel uint32
 	cmd     byte
-	cancel  context.CancelFunc
+	cancel  context.CancelFunc // the host wants an answer now
+	leave   context.CancelFunc // the host wants none
 	answer  chan []byte
 	waiting atomic.Bool // for the user
 	changed chan struct{}
@@ -84,6 +90,7 @@ type transaction struct {
 func (s *server) loop(ctx context.Context, reports <-chan Report, failed <-chan error) error {
 	tick := time.NewTicker(keepalive)
 	defer tick.Stop()
+	var beats *transaction // whose ticks they are
 	for {
 		var answer chan []byte
 		var beat <-chan time.Time
@@ -91,16 +98,26 @@ func (s *server) loop(ctx context.Context, reports <-chan Report, failed <-chan 
 		if s.running != nil {
 			answer, changed = s.running.answer, s.running.changed
 			if s.running.cmd == cmdCBOR {
+				if beats != s.running {
+					beats = s.running
+					tick.Reset(keepalive)
+				}
 				beat = tick.C
 			}
+		}
+		in, overdue := reports, s.overdue
+		if len(s.out) >= maxOut {
+			in, overdue = nil, nil // hosts have to wait
 		}
 		var err error
 		select {
 		case <-ctx.Done():
 			return ctx.Err()
 		case err = <-failed:
-		case r := <-reports:
+		case r := <-in:
 			err = s.report(ctx, &r)
+		case <-s.paced:
+			err = s.flush()
 		case data := <-answer:
 			done := s.running
 			s.running = nil
@@ -109,9 +126,9 @@ func (s *server) loop(ctx context.Context, reports <-chan Report, failed <-chan 
 			err = s.beat()
 		case <-changed:
 			err = s.beat()
-		case <-s.overdue:
+		case <-overdue:
 			select {
-			case r := <-reports: // perhaps it is this process that was late
+			case r := <-in: // perhaps it is this process that was late
 				s.overdue = time.After(time.Millisecond)
 				err = s.report(ctx, &r)
 			default:
@@ -198,6 +215,7 @@ func (s *server) init(channel uint32, nonce []byte) error {
 		if s.running != nil && s.running.channel == channel {
 			s.abort()
 		}
+		s.out = slices.DeleteFunc(s.out, func(r Report) bool { return binary.BigEndian.Uint32(r[:]) == channel })
 	}
 	answer := append(make([]byte, 0, 17), nonce...)
 	answer = binary.BigEndian.AppendUint32(answer, given)
@@ -287,26 +305,29 @@ func (s *server) setLock(m *partial) error {
 }
 
 // start has a message answered. The token gets one at a time: one whose host has
-// left it may need a moment to end.
+// left it may need a moment to end. Of those that wait for that, only one still has
+// its host.
 func (s *server) start(ctx context.Context, m *partial) {
-	ctx, cancel := context.WithCancel(ctx)
+	wanted, leave := context.WithCancel(ctx)
+	request, cancel := context.WithCancel(wanted)
 	t := &transaction{
-		channel: m.channel, cmd: m.cmd, cancel: cancel,
+		channel: m.channel, cmd: m.cmd, cancel: cancel, leave: leave,
 		answer: make(chan []byte, 1), changed: make(chan struct{}, 1),
 	}
-	before, done := s.last, make(chan struct{})
-	s.running, s.last = t, done
+	s.running = t
 	go func() {
-		defer close(done)
-		defer cancel()
-		if before != nil {
-			<-before
-		}
-		if m.cmd == cmdMessage {
-			t.answer <- s.token.Message(ctx, m.channel, m.data)
+		defer leave()
+		select {
+		case s.turn <- struct{}{}:
+			defer func() { <-s.turn }()
+		case <-wanted.Done():
 			return
 		}
-		t.answer <- s.token.CBOR(ctx, m.channel, m.data, func(waits bool) {
+		if m.cmd == cmdMessage {
+			t.answer <- s.token.Message(request, m.channel, m.data)
+			return
+		}
+		t.answer <- s.token.CBOR(request, m.channel, m.data, func(waits bool) {
 			if t.waiting.Swap(waits) != waits {
 				select {
 				case t.changed <- struct{}{}:
@@ -319,7 +340,7 @@ func (s *server) start(ctx context.Context, m *partial) {
 
 // abort leaves the running transaction, whose answer nobody gets.
 func (s *server) abort() {
-	s.running.cancel()
+	s.running.leave()
 	s.running = nil
 }
 
@@ -335,17 +356,39 @@ func (s *server) refuse(channel uint32, code byte) error {
 	return s.send(channel, cmdError, []byte{code})
 }
 
-// send writes a message. One that a host does not take is lost; the others are
-// not to suffer from that.
+// send has a message written after those that are on their way.
 func (s *server) send(channel uint32, cmd byte, data []byte) error {
-	for _, r := range frames(channel, cmd, data) {
+	s.out = append(s.out, frames(channel, cmd, data)...)
+	return s.flush()
+}
+
+// flush writes what may go now: a few reports at once, and then one in each time of
+// pace. A message that a host does not take is lost; the others are not to suffer
+// from that.
+func (s *server) flush() error {
+	s.paced = nil
+	for len(s.out) > 0 {
+		now := time.Now()
+		if s.due.Before(now) {
+			s.due = now
+		}
+		if wait := s.due.Sub(now) - (burst-1)*pace; wait > 0 {
+			s.paced = time.After(wait)
+			return nil
+		}
+		s.due = s.due.Add(pace)
+		r := s.out[0]
+		s.out = s.out[1:]
 		if err := s.transport.Write(r); err != nil {
 			if errors.Is(err, net.ErrClosed) || errors.Is(err, io.ErrClosedPipe) {
 				return err
 			}
 			s.log.Debug("cannot answer a host", "error", err)
-			return nil
+			for len(s.out) > 0 && s.out[0][4]&initial == 0 {
+				s.out = s.out[1:]
+			}
 		}
 	}
+	s.out = nil
 	return nil
 }

@@ -70,7 +70,7 @@ func converse(in interface{ Write([]byte) (int, error) }, out *bufio.Scanner, r 
 	if _, err := answer(); err != nil {
 		return false, err
 	}
-	for _, line := range []string{"SETTITLE " + escape(title), "SETDESC " + escape(r.Text()), "SETOK Allow", "SETCANCEL Deny"} {
+	for _, line := range []string{"SETTITLE " + escape(title), "SETDESC " + escape(plain(r.Text())), "SETOK Allow", "SETCANCEL Deny"} {
 		if _, err := fmt.Fprintln(in, line); err != nil {
 			return false, err
 		}
@@ -95,8 +95,13 @@ func converse(in interface{ Write([]byte) (int, error) }, out *bufio.Scanner, r 
 	return false, fmt.Errorf("it says %q", said)
 }
 
-// escape writes what a line of Assuan cannot hold, and the underscores that would
-// mark keys of dialogs.
+// plain replaces what Qt's labels take for markup, or for the mark of a key.
+// Underscores mark keys on buttons alone, whose words are ours.
+func plain(s string) string {
+	return strings.NewReplacer("<", "‹", "&", "＆").Replace(s)
+}
+
+// escape writes what a line of Assuan cannot hold.
 func escape(s string) string {
 	return strings.NewReplacer("%", "%25", "\n", "%0A", "\r", "%0D").Replace(s)
 }

@@ -17,6 +17,7 @@ import time
 from cryptography.hazmat.primitives.asymmetric import ec
 from cryptography.hazmat.primitives.hashes import SHA256
 from cryptography import x509
+from fido2 import cbor
 from fido2.attestation import Attestation, PackedAttestation
 from fido2.cose import ES256
 from fido2.ctap import CtapError
@@ -478,6 +479,16 @@ def blobs():
     assert b.read_blob_array() == []
     b.put_blob(key, b"a large blob")
     assert b.get_blob(key) == b"a large blob"
+    # 60 KB, in messages as long as they get. put_blob names the length of each part
+    # where that of the whole belongs.
+    entries = [{1: os.urandom(60 << 10), 2: os.urandom(12), 3: 60 << 10}]
+    whole = cbor.encode(entries)
+    whole += sha(whole)[:16]
+    for at in range(0, len(whole), b.max_fragment_length):
+        part = whole[at : at + b.max_fragment_length]
+        host.ctap.large_blobs(at, set=part, length=None if at else len(whole))
+    assert b.read_blob_array() == entries
+    b.write_blob_array([])
     host.client_pin().set_pin("1234")
     fails("PIN_REQUIRED", b.put_blob, key, b"another")
     token = host.token(PERMISSION.LARGE_BLOB_WRITE, pin="1234")

@@ -285,7 +285,11 @@ func (v *Vault) prove(pin [16]byte) ([]byte, error) {
 			}
 			s := v.state.copy()
 			s.PIN.Current, s.PIN.Next = *c, nil
-			return auth, v.save(s)
+			if err := v.save(s); err != nil {
+				clear(auth)
+				return nil, err
+			}
+			return auth, nil
 		case errors.Is(err, errIndexRefuses) && i+1 < len(candidates):
 		case errors.Is(err, errIndexRefuses), errors.Is(err, errParentRefuses):
 			if left, err := v.readRetries(); err == nil && left == 0 {
@@ -346,7 +350,10 @@ func (v *Vault) ChangePIN(ctx context.Context, old, pin [16]byte) error {
 		if next == nil {
 			return nil
 		}
-		if err := v.changeIndex(authOf(old, v.state.PIN.Current.Salt), authOf(pin, next.Salt)); err != nil {
+		before, after := authOf(old, v.state.PIN.Current.Salt), authOf(pin, next.Salt)
+		defer clear(before)
+		defer clear(after)
+		if err := v.changeIndex(before, after); err != nil {
 			return err
 		}
 		s := v.state.copy()
@@ -357,7 +364,12 @@ func (v *Vault) ChangePIN(ctx context.Context, old, pin [16]byte) error {
 	})
 	if err != nil {
 		// The command may have reached the TPM all the same.
-		if again := v.do(ctx, func() error { _, err := v.prove(pin); return err }); again == nil {
+		again := v.do(ctx, func() error {
+			auth, err := v.prove(pin)
+			clear(auth)
+			return err
+		})
+		if again == nil {
 			err = nil
 		}
 	}

@@ -1,0 +1,7 @@
+//go:build !linux
+
+package prompt
+
+import "os"
+
+func flush(*os.File) {}
