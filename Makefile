@@ -1,4 +1,4 @@
-.PHONY: build packages test test-vm demo bench report fuzz lint clean
+.PHONY: build packages test test-vm test-vm-browser demo bench report fuzz lint clean
 
 build: ## bin/limpet, the way it ships
 	CGO_ENABLED=0 go build -trimpath -tags grpcnotrace -o bin/limpet ./cmd/limpet
@@ -11,6 +11,9 @@ test: ## everything that must hold before a change lands
 
 test-vm: ## limpet fido in a virtual machine: real devices, systemd, OpenSSH
 	CI=true go test -count=1 -v ./e2e/vm
+
+test-vm-browser: ## the same with Chromium; minutes, and not part of test
+	CI=true go test -count=1 -v -timeout 30m -tags browser -run '^TestBrowser$$' ./e2e/vm
 
 demo:
 	go run ./cmd/limpet demo

@@ -303,7 +303,26 @@ func fidoKeys() (string, error) {
 		of := func(unit string) float64 { return r.of("FIDO/"+op.name, unit) }
 		fmt.Fprintf(&doc, "| %s | %.2f | %.0f | %.0f | %.0f | %.2f |\n", op.words, of("commands/op"), of("loads/op"), of("signs/op"), of("primaries/op"), of("ns/op")/1e6)
 	}
+	fmt.Fprintln(&doc, "\nHow many tries of the PIN are left is read from the TPM each time a host or the owner asks, in three commands that need no key.")
 	fmt.Fprintf(&doc, "\nOne authentication beside a parent from each handle: %.2f of the time.\n", r.ratio("FIDO/authenticate", "FIDO/peers-authenticate"))
+	host, err := benchmarks(".", ".", "Libfido2", 6, "-benchtime", "50x")
+	if err != nil {
+		return "", err
+	}
+	doc.WriteString("\nWhat a program with libfido2 waits for, from its call to the answer: of a token with its keys in the software TPM, and of one with its keys in\n" +
+		"files (`--insecure-software`). Reports go over a datagram socket, and the user says yes at once. With the PIN, each call sends it anew; in files\n" +
+		"it is made slow to guess.\n\n" +
+		"| | software TPM, ms | files, ms |\n|---|---|---|\n")
+	for _, op := range []struct{ name, words string }{
+		{"info", "what are you (getInfo)"},
+		{"register", "register"},
+		{"register-verified", "register, with the PIN"},
+		{"authenticate", "authenticate"},
+		{"authenticate-verified", "authenticate, with the PIN"},
+		{"hmac-secret", "authenticate, with one output of hmac-secret"},
+	} {
+		fmt.Fprintf(&doc, "| %s | %.2f | %.2f |\n", op.words, host.of("Libfido2/tpm/"+op.name, "ns/op")/1e6, host.of("Libfido2/software/"+op.name, "ns/op")/1e6)
+	}
 	return doc.String(), nil
 }
 

@@ -5,5 +5,5 @@
 // The host's part boots a virtual machine, without KVM, and reads what comes out
 // of it. The machine's files are those of the host, read-only, below what
 // packages and the test lay over them. The guest's part are Go tests too, of the
-// build tag guest.
+// build tag guest. What takes long, Chromium, has the build tag browser.
 package vm

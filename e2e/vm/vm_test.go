@@ -11,6 +11,7 @@ import (
 	"os/exec"
 	"path/filepath"
 	"regexp"
+	"strconv"
 	"strings"
 	"testing"
 	"time"
@@ -18,13 +19,30 @@ import (
 	"go.yaml.in/yaml/v3"
 )
 
-// timeLimit is far more than it takes: a minute on a slow machine with nothing
-// else to do, several on one that is busy.
-const timeLimit = 8 * time.Minute
-
 // TestGuest runs the guest's tests in a virtual machine.
 func TestGuest(t *testing.T) {
 	needPrograms(t)
+	machine{
+		// Far more than it takes: a minute on a slow machine with nothing else to do,
+		// several on one that is busy.
+		limit:  8 * time.Minute,
+		memory: 1536,
+		tests:  "-test.skip=^TestBrowser",
+		last:   "TestDisk",
+	}.run(t)
+}
+
+// machine is a virtual machine that runs the guest's tests.
+type machine struct {
+	limit  time.Duration
+	memory int                              // MiB
+	tests  string                           // which of them, as a flag of theirs
+	last   string                           // that must pass
+	more   func(t *testing.T, layer string) // puts more into the layer; may be nil
+}
+
+func (m machine) run(t *testing.T) {
+	t.Helper()
 	sources(t)
 	dir := t.TempDir()
 	packages := output(t, exec.Command("./packages"))
@@ -39,14 +57,14 @@ func TestGuest(t *testing.T) {
 		t.Fatal(err)
 	}
 	layer := filepath.Join(dir, "layer")
-	install(t, layer)
+	install(t, layer, m)
 
 	tpm, err := os.MkdirTemp("", "swtpm-") // a socket's name has at most 107 bytes
 	if err != nil {
 		t.Fatal(err)
 	}
 	defer os.RemoveAll(tpm)
-	ctx, cancel := context.WithTimeout(t.Context(), timeLimit)
+	ctx, cancel := context.WithTimeout(t.Context(), m.limit)
 	defer cancel()
 	socket := filepath.Join(tpm, "ctrl")
 	swtpm := exec.CommandContext(ctx, "swtpm", "socket", "--tpm2", "--tpmstate", "dir="+tpm,
@@ -71,7 +89,7 @@ func TestGuest(t *testing.T) {
 
 	console, results := filepath.Join(dir, "console"), filepath.Join(dir, "results")
 	qemu := exec.CommandContext(ctx, "qemu-system-x86_64",
-		"-machine", "q35,sata=off", "-accel", "tcg,thread=multi", "-cpu", "Nehalem", "-smp", "2", "-m", "1536",
+		"-machine", "q35,sata=off", "-accel", "tcg,thread=multi", "-cpu", "Nehalem", "-smp", "2", "-m", strconv.Itoa(m.memory),
 		"-nodefaults", "-no-user-config", "-display", "none", "-no-reboot",
 		"-serial", "file:"+console, "-serial", "file:"+results,
 		"-kernel", kernels[0], "-initrd", initrd,
@@ -90,7 +108,7 @@ func TestGuest(t *testing.T) {
 	}
 	result := strings.ReplaceAll(read(t, results), "\r", "")
 	t.Log("\n" + result)
-	if !regexp.MustCompile(`(?m)^PASS$`).MatchString(result) || !strings.Contains(result, "--- PASS: TestNextUser") {
+	if !regexp.MustCompile(`(?m)^PASS$`).MatchString(result) || !strings.Contains(result, "--- PASS: "+m.last) {
 		t.Errorf("the guest's tests did not pass; its console:\n%s", read(t, console))
 	}
 }
@@ -100,7 +118,7 @@ func TestGuest(t *testing.T) {
 func needPrograms(t *testing.T) {
 	t.Helper()
 	var missing []string
-	for _, name := range []string{"qemu-system-x86_64", "swtpm", "apt-get", "dpkg-deb", "depmod", "modprobe", "/lib/systemd/systemd", "/lib/systemd/systemd-logind", "/lib/systemd/systemd-udevd", "dbus-daemon", "fido2-token", "fido2-cred", "fido2-assert", "ssh", "ssh-keygen"} {
+	for _, name := range []string{"qemu-system-x86_64", "swtpm", "apt-get", "dpkg-deb", "depmod", "modprobe", "/lib/systemd/systemd", "/lib/systemd/systemd-logind", "/lib/systemd/systemd-udevd", "dbus-daemon", "fido2-token", "fido2-cred", "fido2-assert", "ssh", "ssh-keygen", "pamtester", "cryptsetup", "systemd-cryptenroll", "/lib/systemd/systemd-cryptsetup"} {
 		if _, err := exec.LookPath(name); err != nil {
 			missing = append(missing, name)
 		}
@@ -108,10 +126,13 @@ func needPrograms(t *testing.T) {
 	if exec.Command("/usr/bin/python3", "-c", "import fido2").Run() != nil {
 		missing = append(missing, "python3-fido2")
 	}
+	if found, _ := filepath.Glob("/lib/*/security/pam_u2f.so"); found == nil {
+		missing = append(missing, "pam_u2f.so")
+	}
 	if missing == nil {
 		return
 	}
-	words := fmt.Sprintf("not installed: %s. This test needs Debian, and apt-get install --no-install-recommends qemu-system-x86 swtpm kmod systemd udev tpm-udev dbus libpam-systemd fido2-tools python3-fido2 openssh-client", strings.Join(missing, ", "))
+	words := fmt.Sprintf("not installed: %s. This test needs Debian, and apt-get install --no-install-recommends qemu-system-x86 swtpm kmod systemd udev tpm-udev dbus libpam-systemd fido2-tools python3-fido2 openssh-client libpam-u2f pamtester cryptsetup-bin, after Debian 12 systemd-cryptsetup too", strings.Join(missing, ", "))
 	if os.Getenv("CI") != "" {
 		t.Fatal(words)
 	}
@@ -176,7 +197,7 @@ func initramfs(t *testing.T, packages, version string) []byte {
 	return archive.Bytes()
 }
 
-// unit runs the guest's tests, and ends the machine.
+// unit runs the guest's tests that a flag names, and ends the machine.
 const unit = `[Unit]
 SuccessAction=poweroff-force
 FailureAction=poweroff-force
@@ -186,7 +207,7 @@ After=systemd-logind.service
 [Service]
 Type=oneshot
 Environment=HOME=/root PATH=/usr/sbin:/usr/bin
-ExecStart=/usr/lib/limpet-vm/guest.test -test.v -test.failfast
+ExecStart=/usr/lib/limpet-vm/guest.test -test.v -test.failfast %s
 StandardOutput=tty
 StandardError=tty
 TTYPath=/dev/ttyS1
@@ -194,21 +215,11 @@ TTYPath=/dev/ttyS1
 
 // install fills the layer with what the package for Debian has, the binary, and
 // the guest's tests.
-func install(t *testing.T, layer string) {
+func install(t *testing.T, layer string, m machine) {
 	t.Helper()
 	put := func(name string, mode os.FileMode, content string) {
 		t.Helper()
-		name = filepath.Join(layer, name)
-		err := os.MkdirAll(filepath.Dir(name), 0o755)
-		if err == nil {
-			err = os.WriteFile(name, []byte(content), mode)
-		}
-		if err == nil {
-			err = os.Chmod(name, mode)
-		}
-		if err != nil {
-			t.Fatal(err)
-		}
+		put(t, filepath.Join(layer, name), mode, content)
 	}
 	var pack struct {
 		Contents []struct {
@@ -226,7 +237,7 @@ func install(t *testing.T, layer string) {
 		}
 	}
 	put("/usr/lib/limpet-vm/postinst", 0o755, read(t, "../../"+pack.Scripts["postinstall"]))
-	put("/usr/lib/systemd/system/limpet-vm.service", 0o644, unit)
+	put("/usr/lib/systemd/system/limpet-vm.service", 0o644, fmt.Sprintf(unit, m.tests))
 	put("/usr/lib/sysusers.d/limpet-vm.conf", 0o644, "u sshd - - /run/sshd\n") // which sshd wants
 	for _, args := range [][]string{
 		{"build", "-trimpath", "-tags", "grpcnotrace", "-o", layer + "/usr/bin/limpet", "../../cmd/limpet"},
@@ -236,6 +247,9 @@ func install(t *testing.T, layer string) {
 		build.Env = append(os.Environ(), "CGO_ENABLED=0")
 		output(t, build)
 	}
+	if m.more != nil {
+		m.more(t, layer)
+	}
 	// Whatever the umask was: these are the guest's directories.
 	err := filepath.WalkDir(layer, func(name string, d fs.DirEntry, err error) error {
 		if err == nil && d.IsDir() {
@@ -243,6 +257,20 @@ func install(t *testing.T, layer string) {
 		}
 		return err
 	})
+	if err != nil {
+		t.Fatal(err)
+	}
+}
+
+func put(t *testing.T, name string, mode os.FileMode, content string) {
+	t.Helper()
+	err := os.MkdirAll(filepath.Dir(name), 0o755)
+	if err == nil {
+		err = os.WriteFile(name, []byte(content), mode)
+	}
+	if err == nil {
+		err = os.Chmod(name, mode)
+	}
 	if err != nil {
 		t.Fatal(err)
 	}

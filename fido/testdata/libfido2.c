@@ -1,52 +1,12 @@
 /* A host with libfido2, whose reports go over a datagram socket: libfido2 PORT */
-#include <arpa/inet.h>
-#include <fido.h>
+#include "datagram.h"
 #include <fido/config.h>
 #include <fido/credman.h>
 #include <fido/es256.h>
-#include <poll.h>
-#include <stdio.h>
-#include <stdlib.h>
 #include <string.h>
-#include <sys/socket.h>
-#include <unistd.h>
-
-static void *io_open(const char *port) {
-	struct sockaddr_in to = { .sin_family = AF_INET, .sin_port = htons(atoi(port)), .sin_addr.s_addr = htonl(INADDR_LOOPBACK) };
-	int *fd = malloc(sizeof *fd);
-	*fd = socket(AF_INET, SOCK_DGRAM, 0);
-	return connect(*fd, (void *)&to, sizeof to) == 0 ? fd : NULL;
-}
-
-static void io_close(void *h) {
-	close(*(int *)h);
-	free(h);
-}
-
-static int io_read(void *h, unsigned char *b, size_t n, int ms) {
-	struct pollfd p = { *(int *)h, POLLIN, 0 };
-	return poll(&p, 1, ms) == 1 ? (int)recv(p.fd, b, n, 0) : -1;
-}
-
-static int io_write(void *h, const unsigned char *b, size_t n) { /* a report's number is first */
-	return send(*(int *)h, b + 1, n - 1, 0) == (ssize_t)n - 1 ? (int)n : -1;
-}
-
-#define WANT(want, call) do { int r_ = (call); if (r_ != (want)) { \
-	printf("line %d: %s: %s (%#x), want %s\n", __LINE__, #call, fido_strerr(r_), r_, fido_strerr(want)); exit(1); } } while (0)
-#define OK(call) WANT(FIDO_OK, call)
-#define TRUE(what) do { if (!(what)) { printf("line %d: not so: %s\n", __LINE__, #what); exit(1); } } while (0)
 
 static const unsigned char hash[32] = "the hash of a client's data";
 static const unsigned char salt[32] = "a salt of hmac-secret";
-
-static fido_dev_t *plug(const char *port) {
-	fido_dev_io_t io = { io_open, io_close, io_read, io_write };
-	fido_dev_t *d = fido_dev_new();
-	OK(fido_dev_set_io_functions(d, &io));
-	OK(fido_dev_open(d, port));
-	return d;
-}
 
 static fido_cred_t *make(fido_dev_t *d, const char *rp, unsigned char user, int rk, int extensions, const char *pin) {
 	fido_cred_t *c = fido_cred_new();
