@@ -2,5 +2,5 @@ package fido
 
 import "time"
 
-// StartedAt makes the token one that started at another time.
-func (t *Token) StartedAt(at time.Time) { t.started = at }
+// StartedAt makes the token one that appeared at another time.
+func (t *Token) StartedAt(at time.Time) { t.appeared.Store(&at) }

@@ -6,6 +6,7 @@ import (
 	"errors"
 	"fmt"
 	"log/slog"
+	"sync/atomic"
 	"time"
 )
 
@@ -24,12 +25,13 @@ type Config struct {
 
 // Token is a security token. It answers one request at a time.
 type Token struct {
-	vault   Vault
-	prompt  Prompt
-	keys    string
-	file    string
-	log     *slog.Logger
-	started time.Time
+	vault  Vault
+	prompt Prompt
+	keys   string
+	file   string
+	log    *slog.Logger
+
+	appeared atomic.Pointer[time.Time] // nil before
 
 	turn   chan struct{} // whose request is answered
 	asking chan struct{} // who asks the user
@@ -50,10 +52,11 @@ type Token struct {
 	u2f        *question
 }
 
-// New returns a token of what its vault and file hold.
+// New returns a token of what its vault and file hold. Say when hosts can reach it:
+// see [Token.Appear].
 func New(ctx context.Context, cfg Config) (*Token, error) {
 	t := &Token{
-		vault: cfg.Vault, prompt: cfg.Prompt, keys: cfg.Keys, file: cfg.File, log: cfg.Logger, started: time.Now(),
+		vault: cfg.Vault, prompt: cfg.Prompt, keys: cfg.Keys, file: cfg.File, log: cfg.Logger,
 		turn: make(chan struct{}, 1), asking: make(chan struct{}, 1),
 	}
 	if t.log == nil {
@@ -264,12 +267,12 @@ func (t *Token) info() map[int]any {
 	}
 }
 
-// resetWindow is how long after its start a host may reset the token: CTAP 2.1, section 6.6.
+// resetWindow is how long after it appeared a host may reset the token: CTAP 2.1, section 6.6.
 const resetWindow = 10 * time.Second
 
 // reset answers a host that wants everything deleted.
 func (t *Token) reset(x *transaction) error {
-	if time.Since(t.started) > resetWindow {
+	if at := t.appeared.Load(); at == nil || time.Since(*at) > resetWindow {
 		return statusNotAllowed
 	}
 	if err := t.consent(x, Request{Operation: Reset}); err != nil {

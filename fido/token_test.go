@@ -151,6 +151,7 @@ func newBench(t *testing.T, dir string) *bench {
 		t.Fatal(err)
 	}
 	t.Cleanup(func() { vault.Close() })
+	b.Appear()
 	return b
 }
 

@@ -5,6 +5,7 @@ import (
 	"errors"
 	"fmt"
 	"log/slog"
+	"net"
 	"net/netip"
 	"os"
 	"path/filepath"
@@ -63,19 +64,20 @@ func (s fidoSocket) path() (string, error) {
 }
 
 // systemSocket is that of limpet-fido.service.
-const systemSocket = "/run/limpet-fido/socket"
+var systemSocket = "/run/limpet-fido/socket" // but in tests
 
-// find returns the socket to connect to: of the user's own token, or of the machine's.
+// find returns the socket to connect to: of the user's own token, or of the machine's,
+// whichever runs. At a socket that was left behind nobody answers.
 func (s fidoSocket) find() (string, error) {
 	path, err := s.path()
 	if err != nil || s != "" {
 		return path, err
 	}
-	if _, err := os.Stat(path); err == nil {
-		return path, nil
-	}
-	if _, err := os.Stat(systemSocket); err == nil {
-		return systemSocket, nil
+	for _, there := range []string{path, systemSocket} {
+		if conn, err := net.Dial("unix", there); err == nil {
+			conn.Close()
+			return there, nil
+		}
 	}
 	return path, nil
 }
@@ -96,6 +98,7 @@ func (s fidoSocket) dial() (*control.Client, error) {
 type fidoToken struct {
 	software  string
 	datagram  string
+	addr      netip.AddrPort // which datagram says, later with the port that was free
 	uhid      bool
 	prompt    string
 	system    bool
@@ -103,6 +106,7 @@ type fidoToken struct {
 	socket    fidoSocket
 	logLevel  slog.Level
 	logFormat string
+	ready     sync.Once
 }
 
 // keysInTPM is what a token of the TPM says of its keys.
@@ -135,7 +139,7 @@ the others.
 
 As a service of the machine (limpet-fido.service of the package) it runs as a user of
 its own that alone may use the TPM, with --system: it belongs to whoever sits at the
-machine.
+machine. When that is somebody else, it is unplugged, so to say, and plugged in again.
 
 Before a key is made or used, you are asked: by limpet fido agent, in your session;
 or with --prompt terminal where this command runs. Three wrong PINs in a row, and it
@@ -179,24 +183,11 @@ func (f *fidoToken) vault() (vault fido.Vault, keys, dir string, err error) {
 
 func (f *fidoToken) run(ctx context.Context) (err error) {
 	log := logger(f.logLevel, f.logFormat)
-	var transports []ctaphid.Transport
-	defer func() {
-		for _, t := range transports {
-			t.Close()
-		}
-	}()
-	where := "as a USB device"
 	if f.datagram != "" {
-		addr, err := netip.ParseAddrPort(f.datagram)
-		if err != nil || !addr.Addr().IsLoopback() {
+		f.addr, err = netip.ParseAddrPort(f.datagram)
+		if err != nil || !f.addr.Addr().IsLoopback() {
 			return usage("--datagram must be 127.0.0.1:PORT or [::1]:PORT: a token is for this machine")
 		}
-		hosts, err := ctaphid.ListenDatagrams(addr)
-		if err != nil {
-			return err
-		}
-		transports = append(transports, hosts)
-		where = "listening on " + hosts.Addr().String()
 	}
 	vault, keys, dir, err := f.vault()
 	if err != nil {
@@ -226,6 +217,74 @@ func (f *fidoToken) run(ctx context.Context) (err error) {
 		return fmt.Errorf("token's socket: %w", err)
 	}
 	defer listener.Close()
+	note("keys are %s (%s)", keys, dir)
+	defer stopping()
+	serving, fail := context.WithCancelCause(ctx)
+	var parts sync.WaitGroup
+	parts.Go(func() { fail(desk.Serve(serving, listener, token)) })
+	parts.Go(func() {
+		if f.system {
+			fail(f.eachUser(serving, token, desk, log))
+		} else {
+			fail(f.plugged(serving, token, log))
+		}
+	})
+	parts.Wait()
+	if ctx.Err() != nil {
+		return nil
+	}
+	return context.Cause(serving)
+}
+
+// eachUser has the token plugged in anew for whoever sits at the machine: programs of
+// the one before may have its device open. While nobody can say who sits there it is
+// not plugged in.
+func (f *fidoToken) eachUser(ctx context.Context, token *fido.Token, desk *control.Desk, log *slog.Logger) error {
+	ctx, fail := context.WithCancelCause(ctx)
+	defer fail(nil)
+	for blind := false; ; {
+		err := seat.Watch(ctx, func(ctx context.Context, uid int) {
+			blind = false
+			log.Info("plugged in for who sits at the machine", "user", uid)
+			desk.Change(uid)
+			if err := f.plugged(ctx, token, log); err != nil {
+				fail(err)
+			}
+			desk.Change(seat.Nobody)
+			token.Forget()
+		})
+		if ctx.Err() != nil {
+			return context.Cause(ctx)
+		}
+		if !blind {
+			log.Error("the token is unplugged until it is known who sits at the machine", "error", err)
+			blind = true
+		}
+		select {
+		case <-ctx.Done():
+		case <-time.After(time.Second):
+		}
+	}
+}
+
+// plugged has hosts see the token, until ctx is done or that fails.
+func (f *fidoToken) plugged(ctx context.Context, token *fido.Token, log *slog.Logger) error {
+	var transports []ctaphid.Transport
+	defer func() {
+		for _, t := range transports {
+			t.Close()
+		}
+	}()
+	where := "as a USB device"
+	if f.datagram != "" {
+		hosts, err := ctaphid.ListenDatagrams(f.addr)
+		if err != nil {
+			return err
+		}
+		transports = append(transports, hosts)
+		f.addr = hosts.Addr()
+		where = "listening on " + f.addr.String()
+	}
 	if f.datagram == "" || f.uhid { // last, since hosts see it at once
 		device, err := uhid.Open()
 		if err != nil {
@@ -233,20 +292,21 @@ func (f *fidoToken) run(ctx context.Context) (err error) {
 		}
 		transports = append(transports, device)
 	}
-	note("keys are %s (%s)", keys, dir)
-	if f.datagram != "" && f.uhid {
-		note("as a USB device")
-	}
-	note("a security token, %s", where)
-	ready(where)
-	defer stopping()
+	token.Appear()
+	f.ready.Do(func() {
+		if f.datagram != "" && f.uhid {
+			note("as a USB device")
+		}
+		note("a security token, %s", where)
+		ready(where)
+	})
 	serving, fail := context.WithCancelCause(ctx)
-	var parts sync.WaitGroup
-	parts.Go(func() { fail(desk.Serve(serving, listener, token)) })
+	defer fail(nil)
+	var hosts sync.WaitGroup
 	for _, t := range transports {
-		parts.Go(func() { fail(ctaphid.Serve(serving, t, token, log)) })
+		hosts.Go(func() { fail(ctaphid.Serve(serving, t, token, log)) })
 	}
-	parts.Wait()
+	hosts.Wait()
 	if ctx.Err() != nil {
 		return nil
 	}

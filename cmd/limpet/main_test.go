@@ -38,7 +38,12 @@ import (
 )
 
 func TestMain(m *testing.M) {
-	testscript.Main(m, map[string]func(){"limpet": main})
+	testscript.Main(m, map[string]func(){"limpet": func() {
+		if path := os.Getenv("TEST_SYSTEM_SOCKET"); path != "" {
+			systemSocket = path
+		}
+		main()
+	}})
 }
 
 // noTPM is the TPM of the tests, lest they use this machine's.
@@ -148,7 +153,7 @@ func startRedis(t *testing.T, ts *testscript.TestScript, args []string) {
 
 func environ(ts *testscript.TestScript) (env []string) {
 	for _, name := range []string{"HOME", "XDG_STATE_HOME", "XDG_CONFIG_HOME", "PATH", "TMPDIR", "GOCOVERDIR", "GORACE",
-		"LIMPET_CONFIG", "LIMPET_TPM", "LIMPET_STORE", "LIMPET_LISTEN", "LIMPET_USER", "LIMPET_CHALLENGE", "LIMPET_CHANNEL", "CREDENTIALS_DIRECTORY", "SSL_CERT_FILE"} {
+		"LIMPET_CONFIG", "LIMPET_TPM", "LIMPET_STORE", "LIMPET_LISTEN", "LIMPET_USER", "LIMPET_CHALLENGE", "LIMPET_CHANNEL", "CREDENTIALS_DIRECTORY", "SSL_CERT_FILE", "XDG_RUNTIME_DIR", "TEST_SYSTEM_SOCKET"} {
 		if v := ts.Getenv(name); v != "" {
 			env = append(env, name+"="+v)
 		}

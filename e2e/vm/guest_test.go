@@ -68,7 +68,7 @@ func TestInstall(t *testing.T) {
 			}
 		}
 	}
-	findDevice(t)
+	findDevice(t, alice)
 }
 
 // TestAgent starts the prompt agents: alice's by the unit of her own systemd, and
@@ -236,7 +236,7 @@ func restart(t *testing.T, args ...string) {
 	before := mainPID(t)
 	must(t, args...)
 	waitFor(t, "the daemon to run again", func() bool { pid := mainPID(t); return pid != 0 && pid != before })
-	findDevice(t)
+	findDevice(t, alice)
 	waitFor(t, "the agent to come back", func() bool {
 		sockets, err := os.ReadFile("/proc/net/unix") // state 03 is connected
 		return err == nil && regexp.MustCompile(`(?m) 03 +\d+ /run/limpet-fido/socket$`).Match(sockets)
@@ -279,22 +279,42 @@ func TestReset(t *testing.T) {
 	alice.authenticate(t, alice.register(t, ""), "")
 }
 
-// TestNextUser: bob takes alice's place, and the token is his.
+// TestNextUser: bob takes alice's place, and the token is his. A program of alice's that
+// has it open has nothing of that.
 func TestNextUser(t *testing.T) {
+	// It writes reports of zeros, which nobody answers, and reads: first what is left of
+	// alice's time, and then an error instead of a wait.
+	const keeps = `exec 3<>$0 && head -c 65 /dev/zero >&3 && echo open && read -r word
+head -c 65 /dev/zero >&3 && echo written
+timeout 10 cat <&3 >/dev/null; echo read says $?`
+	old := alice.terminal(t, "sh", "-c", keeps, device)
+	old.shows("open")
+	asked.answer.Store("")
+	before := strings.Count(asked.questions(t), "[y/N]")
+	waiting := alice.terminal(t, "fido2-cred", "-M", "-i", alice.file(t, random()+"\nrelying.example\nalice\n"+random()+"\n"), device)
+	waitFor(t, "alice to be asked", func() bool { return strings.Count(asked.questions(t), "[y/N]") > before })
 	must(t, "systemctl", "stop", "session-of-"+alice.name+".service")
+	waiting.fails("fido_dev_make_cred")
 	bob.sitDown(t)
-	waitFor(t, "the device to change hands", func() bool { return bob.can("-w", device) && !alice.can("-w", device) })
+	findDevice(t, bob)
+	if alice.can("-r", device) || alice.can("-w", device) {
+		t.Errorf("alice can use %s", device)
+	}
 	bobs := bob.attend(t)
 	bob.authenticate(t, bob.register(t, ""), "")
 	if got := strings.Count(bobs.questions(t), "[y/N]"); got != 2 {
 		t.Errorf("bob was asked %d questions, want 2", got)
 	}
+	old.answer("", "go on")
+	if out, err := old.end(); err != nil || strings.Contains(out, "written") || !strings.Contains(out, "No such device") || !strings.Contains(out, "Input/output error") || !strings.HasSuffix(out, "read says 1\n") {
+		t.Errorf("what alice had open: %v\n%s", err, out)
+	}
 }
 
 // agent is what asks a person, who answers on standard input.
 type agent struct {
-	screen string // file
-	answer atomic.Value
+	screen string       // file
+	answer atomic.Value // none if empty
 }
 
 // attend starts the person's agent by its unit. Where there is no desktop it asks in
@@ -322,7 +342,9 @@ func (p *person) attend(t *testing.T) *agent {
 		for answered := 0; ; time.Sleep(20 * time.Millisecond) {
 			if b, _ := os.ReadFile(a.screen); bytes.Count(b, []byte("[y/N]")) > answered {
 				answered++
-				fmt.Fprintln(keys, a.answer.Load())
+				if word := a.answer.Load().(string); word != "" {
+					fmt.Fprintln(keys, word)
+				}
 			}
 		}
 	}()
@@ -512,7 +534,7 @@ func (p *person) login(t *testing.T, key, pin string) {
 }
 
 // findDevice waits for the token's device, with the rights that it will have.
-func findDevice(t *testing.T) {
+func findDevice(t *testing.T, owner *person) {
 	t.Helper()
 	waitFor(t, "the token's device", func() bool {
 		found, _ := filepath.Glob("/dev/hidraw*")
@@ -520,7 +542,7 @@ func findDevice(t *testing.T) {
 			return false
 		}
 		device = found[0]
-		return alice.can("-w", device)
+		return owner.can("-w", device)
 	})
 }
 

@@ -96,16 +96,60 @@ type Desk struct {
 	log  *slog.Logger
 	user func(context.Context) (int, error)
 
-	mu     sync.Mutex
-	agents []*agent // in the order they came
-	count  uint64
-	conns  map[int]int // of each user
+	mu         sync.Mutex
+	agents     []*agent // in the order they came
+	count      uint64
+	places     []*place // taken ones, in the order they were
+	complained time.Time
+	owner      int             // as far as Change said
+	term       context.Context // of the owner
+	endTerm    context.CancelFunc
 }
+
+// place is a connection's.
+type place struct {
+	uid   int
+	leave context.CancelFunc
+}
+
+// nobody is an owner whom no user is.
+const nobody = -1
 
 // NewDesk returns one without agents. User tells whose token it is now: who is asked,
 // and may command it. Agents of others are kept until it is theirs.
 func NewDesk(log *slog.Logger, user func(context.Context) (int, error)) *Desk {
-	return &Desk{log: log, user: user, conns: make(map[int]int)}
+	d := &Desk{log: log, user: user}
+	d.begin(nobody)
+	return d
+}
+
+func (d *Desk) begin(uid int) {
+	d.owner = uid
+	d.term, d.endTerm = context.WithCancel(context.Background())
+}
+
+// Change is for a desk whose token is another user's from now on, or nobody's, -1.
+// Open questions are taken back, and commands of users end. The user gets a place
+// at the socket, as root does, when others have taken them all.
+func (d *Desk) Change(uid int) {
+	d.mu.Lock()
+	defer d.mu.Unlock()
+	d.endTerm()
+	d.begin(uid)
+}
+
+// within returns ctx until the token is another user's. It is called before user, so
+// that no change is between them.
+func (d *Desk) within(ctx context.Context) (context.Context, context.CancelFunc) {
+	d.mu.Lock()
+	term := d.term
+	d.mu.Unlock()
+	ctx, cancel := context.WithCancelCause(ctx)
+	stop := context.AfterFunc(term, func() { cancel(ErrElsewhere) })
+	return ctx, func() {
+		stop()
+		cancel(nil)
+	}
 }
 
 type agent struct {
@@ -120,6 +164,8 @@ type agent struct {
 // Ask asks by the user's agent that came last; if that goes away, by the one before
 // it. The answer of who is not the user any more does not count.
 func (d *Desk) Ask(ctx context.Context, r fido.Request) (bool, error) {
+	ctx, cancel := d.within(ctx)
+	defer cancel()
 	for {
 		uid, err := d.user(ctx)
 		if err != nil {
@@ -140,7 +186,7 @@ func (d *Desk) Ask(ctx context.Context, r fido.Request) (bool, error) {
 		v, err := a.ask(ctx, n, r)
 		switch {
 		case ctx.Err() != nil:
-			return false, ctx.Err()
+			return false, context.Cause(ctx)
 		case err != nil:
 			d.leave(a)
 		case v.Error != "":
@@ -208,16 +254,19 @@ func (d *Desk) leave(a *agent) {
 // attend keeps an agent until it goes.
 func (d *Desk) attend(conn net.Conn, uid int, lines *bufio.Scanner) {
 	a := &agent{uid: uid, conn: conn, gone: make(chan struct{}), waiting: make(map[uint64]chan verdict)}
-	if send(conn, answer{}) != nil {
-		return
-	}
+	a.mu.Lock() // an agent that hears of it is there, and its first question comes after that
 	d.mu.Lock()
 	d.agents = append(d.agents, a)
 	d.mu.Unlock()
-	d.log.Info("a prompt agent is there")
-	defer d.log.Info("a prompt agent has gone")
+	err := send(conn, answer{})
+	a.mu.Unlock()
 	defer d.leave(a)
 	defer close(a.gone)
+	if err != nil {
+		return
+	}
+	d.log.Info("a prompt agent is there")
+	defer d.log.Info("a prompt agent has gone")
 	conn.SetReadDeadline(time.Time{})
 	for lines.Scan() {
 		var v verdict
@@ -234,16 +283,16 @@ func (d *Desk) attend(conn net.Conn, uid int, lines *bufio.Scanner) {
 }
 
 // Serve answers those who connect, and closes the listener when ctx is done.
-// Commands are the user's and root's.
+// Commands are the user's and root's. There are 32 places, of which no user gets
+// more than 8; see [Desk.Change] for whom others make room.
 func (d *Desk) Serve(ctx context.Context, l net.Listener, token *fido.Token) error {
 	stop := context.AfterFunc(ctx, func() { l.Close() })
 	defer stop()
 	defer l.Close()
 	var conns sync.WaitGroup
 	defer conns.Wait()
-	ctx, cancel := context.WithCancel(ctx)
+	serving, cancel := context.WithCancel(ctx)
 	defer cancel()
-	slots := make(chan struct{}, maxConns)
 	for {
 		conn, err := l.Accept()
 		if ctx.Err() != nil {
@@ -257,32 +306,31 @@ func (d *Desk) Serve(ctx context.Context, l net.Listener, token *fido.Token) err
 			time.Sleep(100 * time.Millisecond)
 			continue
 		}
-		select {
-		case slots <- struct{}{}:
-		default:
+		inner, leave := context.WithCancel(serving)
+		p := &place{leave: leave}
+		if p.uid, err = peer(conn); err == nil {
+			err = d.enter(p)
+		}
+		if err != nil {
+			leave()
 			conn.Close()
+			if time.Since(d.complained) > time.Minute { // anybody can connect as often as they like
+				d.complained = time.Now()
+				d.log.Warn("limpet: fido: refused at the control socket", "error", err)
+			}
 			continue
 		}
 		conns.Go(func() {
-			defer func() { <-slots }()
-			d.handle(ctx, conn, token)
+			defer d.exit(p)
+			d.handle(inner, conn, p.uid, token)
 		})
 	}
 }
 
-func (d *Desk) handle(ctx context.Context, conn net.Conn, token *fido.Token) {
+func (d *Desk) handle(ctx context.Context, conn net.Conn, uid int, token *fido.Token) {
 	stop := context.AfterFunc(ctx, func() { conn.Close() })
 	defer stop()
 	defer conn.Close()
-	uid, err := peer(conn)
-	if err == nil && !d.enter(uid) {
-		err = fmt.Errorf("user %d has too many connections", uid)
-	}
-	if err != nil {
-		d.log.Warn("limpet: fido: refused at the control socket", "error", err)
-		return
-	}
-	defer d.exit(uid)
 	conn.SetReadDeadline(time.Now().Add(patience))
 	lines := bufio.NewScanner(conn)
 	lines.Buffer(make([]byte, maxRequest), maxRequest) // all of it, lest copies be left of a PIN that came in parts
@@ -290,7 +338,7 @@ func (d *Desk) handle(ctx context.Context, conn net.Conn, token *fido.Token) {
 	if !lines.Scan() {
 		return
 	}
-	err = json.Unmarshal(lines.Bytes(), &r)
+	err := json.Unmarshal(lines.Bytes(), &r)
 	clear(lines.Bytes())
 	defer clear(r.PIN)
 	defer clear(r.New)
@@ -300,6 +348,11 @@ func (d *Desk) handle(ctx context.Context, conn net.Conn, token *fido.Token) {
 	if r.Do == doAttend {
 		d.attend(conn, uid, lines)
 		return
+	}
+	if uid != 0 {
+		var cancel context.CancelFunc
+		ctx, cancel = d.within(ctx)
+		defer cancel()
 	}
 	if owner, err := d.user(ctx); uid != 0 && (err != nil || uid != owner) {
 		d.log.Warn("limpet: fido: refused at the control socket", "error", errors.Join(fmt.Errorf("user %d does not sit at the machine", uid), err))
@@ -317,22 +370,38 @@ func (d *Desk) handle(ctx context.Context, conn net.Conn, token *fido.Token) {
 	send(conn, do(ctx, token, &r))
 }
 
-func (d *Desk) enter(uid int) bool {
+// enter gives a connection its place. When all are taken, the owner and root get that of
+// whoever of the others has been there longest.
+func (d *Desk) enter(p *place) error {
 	d.mu.Lock()
 	defer d.mu.Unlock()
-	if d.conns[uid] == maxOfUser {
-		return false
+	before := 0
+	for _, q := range d.places {
+		if q.uid == p.uid {
+			before++
+		}
 	}
-	d.conns[uid]++
-	return true
+	if before == maxOfUser {
+		return fmt.Errorf("user %d has too many connections", p.uid)
+	}
+	if len(d.places) == maxConns {
+		other := func(q *place) bool { return q.uid != 0 && q.uid != d.owner }
+		if other(p) {
+			return errors.New("all places are taken")
+		}
+		oldest := slices.IndexFunc(d.places, other) // there is one: two users do not fill the places
+		d.places[oldest].leave()
+		d.places = slices.Delete(d.places, oldest, oldest+1)
+	}
+	d.places = append(d.places, p)
+	return nil
 }
 
-func (d *Desk) exit(uid int) {
+func (d *Desk) exit(p *place) {
+	p.leave()
 	d.mu.Lock()
 	defer d.mu.Unlock()
-	if d.conns[uid]--; d.conns[uid] == 0 {
-		delete(d.conns, uid)
-	}
+	d.places = slices.DeleteFunc(d.places, func(q *place) bool { return p == q })
 }
 
 func do(ctx context.Context, token *fido.Token, r *request) (a answer) {
@@ -357,6 +426,9 @@ func do(ctx context.Context, token *fido.Token, r *request) (a answer) {
 	}
 	if err == nil {
 		return a
+	}
+	if errors.Is(err, context.Canceled) {
+		err = context.Cause(ctx)
 	}
 	for name, mistake := range mistakes {
 		if errors.Is(err, mistake) {

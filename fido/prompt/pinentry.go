@@ -33,7 +33,7 @@ const (
 
 // Ask shows a dialog with two buttons. It goes away when ctx is done.
 func (p *Pinentry) Ask(ctx context.Context, r fido.Request) (bool, error) {
-	cmd := exec.CommandContext(ctx, p.path)
+	cmd := exec.CommandContext(ctx, p.path, "--ttyname", "/dev/tty") // which pinentry-curses wants to be told
 	in, err := cmd.StdinPipe()
 	if err != nil {
 		return false, fmt.Errorf("limpet: prompt: pinentry: %w", err)
