@@ -39,6 +39,7 @@ var imports = map[string][]string{
 	"fido/tpmvault":         {"fido", "internal/private", "internal/tpm"},
 	"fido/vaulttest":        {"fido", "internal/private"},
 	"fido/seat":             {},
+	"fido/polkit":           {"fido", "fido/seat", "internal/private"},
 	"keyring":               {"hwkey", "internal/private"},
 	"handshake":             {"hwkey", "internal/private", "keyring"},
 	"":                      {"internal/incoming", "internal/weakmap", "proof", "proof/httpsig", "proof/hwsign", "proof/dpop", "proof/dbsc", "proof/internal/jose", "sdk/js"},

@@ -100,7 +100,7 @@ func TestGuest(t *testing.T) {
 func needPrograms(t *testing.T) {
 	t.Helper()
 	var missing []string
-	for _, name := range []string{"qemu-system-x86_64", "swtpm", "apt-get", "dpkg-deb", "depmod", "modprobe", "/lib/systemd/systemd", "/lib/systemd/systemd-logind", "/lib/systemd/systemd-udevd", "dbus-daemon", "fido2-token", "fido2-cred", "fido2-assert", "ssh", "ssh-keygen"} {
+	for _, name := range []string{"qemu-system-x86_64", "swtpm", "apt-get", "dpkg-deb", "depmod", "modprobe", "/lib/systemd/systemd", "/lib/systemd/systemd-logind", "/lib/systemd/systemd-udevd", "dbus-daemon", "fido2-token", "fido2-cred", "fido2-assert", "ssh", "ssh-keygen", "/usr/lib/polkit-1/polkitd", "pkttyagent"} {
 		if _, err := exec.LookPath(name); err != nil {
 			missing = append(missing, name)
 		}
@@ -108,7 +108,7 @@ func needPrograms(t *testing.T) {
 	if missing == nil {
 		return
 	}
-	words := fmt.Sprintf("not installed: %s. This test needs Debian, and apt-get install --no-install-recommends qemu-system-x86 swtpm kmod systemd udev tpm-udev dbus libpam-systemd fido2-tools openssh-client", strings.Join(missing, ", "))
+	words := fmt.Sprintf("not installed: %s. This test needs Debian, and apt-get install --no-install-recommends qemu-system-x86 swtpm kmod systemd udev tpm-udev dbus libpam-systemd polkitd fido2-tools openssh-client", strings.Join(missing, ", "))
 	if os.Getenv("CI") != "" {
 		t.Fatal(words)
 	}
