@@ -40,6 +40,7 @@ var imports = map[string][]string{
 	"fido/vaulttest":        {"fido", "internal/private"},
 	"fido/seat":             {},
 	"fido/seat/seattest":    {},
+	"fido/polkit":           {"fido", "fido/seat", "internal/private"},
 	"keyring":               {"hwkey", "internal/private"},
 	"handshake":             {"hwkey", "internal/private", "keyring"},
 	"":                      {"internal/incoming", "internal/weakmap", "proof", "proof/httpsig", "proof/hwsign", "proof/dpop", "proof/dbsc", "proof/internal/jose", "sdk/js"},

@@ -64,7 +64,7 @@ func (t *Token) getAssertion(x *transaction, a *args) (map[int]any, error) {
 		return nil, statusInvalidLength
 	case len(rpID) > maxRPID:
 		return nil, statusLimitExceeded
-	case uv && !hasParam:
+	case uv && !hasParam && !t.canVerify():
 		return nil, statusInvalidOption
 	case hasRK:
 		return nil, statusUnsupportedOption
@@ -72,6 +72,7 @@ func (t *Token) getAssertion(x *transaction, a *args) (map[int]any, error) {
 	if err := t.assertionExtensions(&q, a); err != nil {
 		return nil, err
 	}
+	builtIn := !hasParam && (uv || t.state.AlwaysUV && q.up && t.holds())
 	switch {
 	case hasParam && !t.pinSet:
 		return nil, statusPINNotSet
@@ -80,26 +81,37 @@ func (t *Token) getAssertion(x *transaction, a *args) (map[int]any, error) {
 			return nil, err
 		}
 		q.uv, q.unlocked = true, t.session.unlocked
+	case builtIn:
+		q.uv = true
 	case t.state.AlwaysUV && q.up:
 		return nil, statusPINRequired
 	}
 	q.rpHash = sha256.Sum256([]byte(rpID))
 	usable, err := t.usable(x, &q, ids)
-	if err != nil {
+	if err != nil && !builtIn {
 		return nil, err
 	}
 	q.several = len(usable) > 1
+	r := Request{Operation: Authenticate, RPID: rpID, Accounts: len(usable)}
+	if len(usable) > 0 && usable[0].stored != nil {
+		r.RPName = usable[0].stored.RPName
+		if !q.several {
+			r.Account = usable[0].stored.Name
+		}
+	}
+	switch {
+	case builtIn: // whoever is verified is there, and is shown the request
+		var refused error
+		if q.unlocked, refused = t.verifyFor(x, r); refused != nil {
+			err = refused // before it is told whether there is a credential
+		}
+	case q.up:
+		err = t.consent(x, r)
+	}
+	if err != nil {
+		return nil, err
+	}
 	if q.up {
-		r := Request{Operation: Authenticate, RPID: rpID, Accounts: len(usable)}
-		if s := usable[0].stored; s != nil {
-			r.RPName = s.RPName
-			if !q.several {
-				r.Account = s.Name
-			}
-		}
-		if err := t.consent(x, r); err != nil {
-			return nil, err
-		}
 		t.consumed()
 	}
 	answer, err := t.assert(x, &q, usable[0])

@@ -67,6 +67,7 @@ func (t *Token) configure(x *transaction, a *args) (map[int]any, error) {
 	if force || t.pinSet && next.PINLength < next.minPIN() {
 		next.ForceChange = true
 		t.endSession()
+		t.letGo()
 	}
 	return nil, t.save(x.ctx, next)
 }

@@ -20,6 +20,7 @@ func (t *Token) Forget() {
 	t.turn <- struct{}{}
 	defer t.end()
 	t.endSession()
+	t.letGo()
 	t.rps, t.creds, t.blob = nil, nil, nil
 	if t.u2f != nil {
 		t.u2f.lapse.Reset(0) // takes the question back

@@ -90,13 +90,15 @@ func (t *Token) makeCredential(x *transaction, a *args) (map[int]any, error) {
 		return nil, err
 	}
 	switch {
-	case hasUP && !up, uv && !hasParam: // there is no verification but by the PIN
+	case hasUP && !up, uv && !hasParam && !t.canVerify():
 		return nil, statusInvalidOption
 	case enterprise:
 		return nil, statusInvalidParameter
 	}
 	c.noStatement = len(formats) > 0 && formats[0] == "none"
 
+	r := Request{Operation: Register, RPID: c.rpID, RPName: c.rpName, Account: c.user.Name}
+	builtIn := !hasParam && (uv || t.state.AlwaysUV && t.holds())
 	var unlocked Unlocked
 	switch {
 	case hasParam && !t.pinSet:
@@ -106,6 +108,10 @@ func (t *Token) makeCredential(x *transaction, a *args) (map[int]any, error) {
 			return nil, err
 		}
 		unlocked = t.session.unlocked
+	case builtIn:
+		if unlocked, err = t.verifyFor(x, r); err != nil {
+			return nil, err
+		}
 	case t.state.AlwaysUV, t.pinSet && c.rk:
 		return nil, statusPINRequired
 	}
@@ -114,7 +120,9 @@ func (t *Token) makeCredential(x *transaction, a *args) (map[int]any, error) {
 	if err != nil {
 		return nil, err
 	}
-	err = t.consent(x, Request{Operation: Register, RPID: c.rpID, RPName: c.rpName, Account: c.user.Name})
+	if !builtIn { // else whoever was verified was there, and was shown the request
+		err = t.consent(x, r)
+	}
 	switch {
 	case errors.Is(err, statusCancelled):
 		return nil, err

@@ -37,6 +37,8 @@ type Status struct {
 	ForceChange bool   `json:"force_change"` // the PIN has to be changed
 	MinPIN      int    `json:"min_pin"`      // characters
 	AlwaysUV    bool   `json:"always_uv"`
+	Verifier    bool   `json:"verifier"`    // is there one?
+	Verifies    bool   `json:"verifies"`    // does it take the place of the PIN now?
 	Credentials int    `json:"credentials"` // discoverable ones
 	Room        int    `json:"room"`        // for further ones
 }
@@ -88,7 +90,7 @@ func (t *Token) proven(ctx context.Context, pin []byte, f func(*transaction) err
 			if err != nil {
 				return err
 			}
-			u.Forget()
+			t.release(u)
 		}
 		return f(x)
 	})
@@ -101,7 +103,8 @@ func (t *Token) Status(ctx context.Context) (s Status, err error) {
 		n := len(t.state.Credentials)
 		s = Status{
 			Keys: t.keys, PIN: t.pinSet, Retries: retries, Held: t.mismatches >= 3, ForceChange: t.state.ForceChange,
-			MinPIN: t.state.minPIN(), AlwaysUV: t.state.AlwaysUV, Credentials: n, Room: maxCredentials - n,
+			MinPIN: t.state.minPIN(), AlwaysUV: t.state.AlwaysUV,
+			Verifier: t.verifier != nil, Verifies: t.holds(), Credentials: n, Room: maxCredentials - n,
 		}
 		return err
 	})

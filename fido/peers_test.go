@@ -46,12 +46,17 @@ func plug(t *testing.T, dir string) (port string, unplug func()) {
 
 func plugAt(t *testing.T, dir string, started time.Time) (port string, unplug func()) {
 	t.Helper()
+	return plugWith(t, dir, started, nil)
+}
+
+func plugWith(t *testing.T, dir string, started time.Time, verifier fido.Verifier) (port string, unplug func()) {
+	t.Helper()
 	vault, err := softvault.Open(dir)
 	if err != nil {
 		t.Fatal(err)
 	}
 	log := slog.New(slog.NewTextHandler(io.Discard, nil))
-	token, err := fido.New(t.Context(), fido.Config{Vault: vault, Prompt: user{}, File: filepath.Join(dir, "credentials"), Logger: log})
+	token, err := fido.New(t.Context(), fido.Config{Vault: vault, Prompt: user{}, Verify: verifier, File: filepath.Join(dir, "credentials"), Logger: log})
 	if err != nil {
 		t.Fatal(err)
 	}

@@ -17,10 +17,12 @@ const (
 	subSetPIN               = 3
 	subChangePIN            = 4
 	subToken                = 5
+	subTokenByUV            = 6
+	subUVRetries            = 7
 	subTokenWithPermissions = 9
 )
 
-// Permissions of a token that stands for a right PIN: CTAP 2.1, section 6.5.5.7.
+// Permissions of a token that stands for a right PIN, or a verified user: CTAP 2.1, section 6.5.5.7.
 const (
 	mayMakeCredential = 0x01
 	mayGetAssertion   = 0x02
@@ -50,20 +52,13 @@ type session struct {
 	ends        [2]*time.Timer
 }
 
-func (s *session) forget() {
-	if s.unlocked != nil {
-		s.unlocked.Forget()
-		s.unlocked = nil
-	}
-}
-
 func (t *Token) endSession() {
-	if t.session != nil {
-		for _, end := range t.session.ends {
+	if s := t.session; s != nil {
+		for _, end := range s.ends {
 			end.Stop()
 		}
-		t.session.forget()
 		t.session = nil
+		t.release(s.unlocked)
 	}
 	t.forgetNext()
 }
@@ -75,6 +70,9 @@ func (t *Token) unlock(ctx context.Context, hash [16]byte) (Unlocked, error) {
 		return nil, statusPINAuthBlocked
 	}
 	u, err := t.vault.Unlock(ctx, hash)
+	if err == nil {
+		t.hold(ctx, u)
+	}
 	return u, t.tried(err)
 }
 
@@ -101,10 +99,19 @@ func (t *Token) clientPIN(x *transaction, a *args) (map[int]any, error) {
 		_, retries, err := t.vault.PIN(x.ctx)
 		return map[int]any{3: retries, 4: t.mismatches >= 3}, err
 	}
+	builtIn := sub == subTokenByUV || sub == subUVRetries
 	switch sub {
-	case subKeyAgreement, subSetPIN, subChangePIN, subToken, subTokenWithPermissions:
-	default: // those of built-in verification, too
+	case subKeyAgreement, subSetPIN, subChangePIN, subToken, subTokenWithPermissions, subTokenByUV, subUVRetries:
+	default:
 		return nil, statusInvalidSubcommand
+	}
+	switch {
+	case builtIn && t.verifier == nil:
+		return nil, statusInvalidSubcommand
+	case sub == subUVRetries && !t.holds():
+		return map[int]any{5: 0}, nil
+	case sub == subUVRetries:
+		return map[int]any{5: t.held.left}, nil
 	}
 	protocol := required[int64](a, 1)
 	if *a.err != nil {
@@ -122,7 +129,7 @@ func (t *Token) clientPIN(x *transaction, a *args) (map[int]any, error) {
 	if sub == subSetPIN || sub == subChangePIN {
 		param, newPIN = required[[]byte](a, 4), required[[]byte](a, 5)
 	}
-	if sub != subSetPIN {
+	if sub != subSetPIN && !builtIn {
 		hash = required[[]byte](a, 6)
 	}
 	permissions, hasPermissions := optional[int64](a, 9)
@@ -136,13 +143,13 @@ func (t *Token) clientPIN(x *transaction, a *args) (map[int]any, error) {
 			return nil, statusInvalidParameter
 		}
 		permissions = mayMakeCredential | mayGetAssertion
-	case subTokenWithPermissions:
+	case subTokenWithPermissions, subTokenByUV:
 		switch {
 		case !hasPermissions:
 			return nil, statusMissingParameter
 		case permissions <= 0:
 			return nil, statusInvalidParameter
-		case permissions&^everyPermission != 0:
+		case permissions&^everyPermission != 0, builtIn && permissions&mayConfigure != 0:
 			return nil, statusUnauthorized
 		case permissions&(mayMakeCredential|mayGetAssertion) != 0 && !hasRPID:
 			return nil, statusMissingParameter
@@ -151,7 +158,10 @@ func (t *Token) clientPIN(x *transaction, a *args) (map[int]any, error) {
 	if sub == subSetPIN && t.pinSet {
 		return nil, statusPINAuthInvalid
 	}
-	if sub != subSetPIN && !t.pinSet {
+	switch {
+	case builtIn && !t.pinSet:
+		return nil, statusNotAllowed
+	case sub != subSetPIN && !t.pinSet:
 		return nil, statusPINNotSet
 	}
 	s, err := t.agree(protocol, key)
@@ -185,21 +195,31 @@ func (t *Token) clientPIN(x *transaction, a *args) (map[int]any, error) {
 		t.wrongPIN(protocol, err)
 		return nil, err
 	}
-	entered, err := s.pinHash(hash)
-	if err != nil {
-		return nil, err
-	}
-	u, err := t.unlock(x.ctx, entered)
-	if err != nil {
-		t.wrongPIN(protocol, err)
-		return nil, err
-	}
-	if t.state.ForceChange {
-		u.Forget()
-		if sub == subToken {
-			return nil, statusPINInvalid // what hosts of CTAP 2.0 understand
+	var u Unlocked
+	if builtIn {
+		r := Request{Operation: Verify, RPID: rpID}
+		if rpID == "" || permissions&mayManage != 0 {
+			r.Operation = Manage
 		}
-		return nil, statusPINPolicy
+		if u, err = t.verify(x, r); err != nil {
+			return nil, err
+		}
+	} else {
+		entered, err := s.pinHash(hash)
+		if err != nil {
+			return nil, err
+		}
+		if u, err = t.unlock(x.ctx, entered); err != nil {
+			t.wrongPIN(protocol, err)
+			return nil, err
+		}
+		if t.state.ForceChange {
+			t.release(u)
+			if sub == subToken {
+				return nil, statusPINInvalid // what hosts of CTAP 2.0 understand
+			}
+			return nil, statusPINPolicy
+		}
 	}
 	t.endSession()
 	t.session = &session{
@@ -207,7 +227,7 @@ func (t *Token) clientPIN(x *transaction, a *args) (map[int]any, error) {
 		verified: true, began: time.Now(), unlocked: u,
 	}
 	if permissions&(mayMakeCredential|mayGetAssertion) == 0 {
-		t.session.forget() // the rest needs no key
+		t.lockSession() // the rest needs no key
 	}
 	rand.Read(t.session.token[:])
 	t.expire(t.session)
@@ -300,6 +320,7 @@ func (t *Token) newPIN(ctx context.Context, old [16]byte, pin []byte) error {
 		return statusPINPolicy
 	}
 	t.endSession()
+	t.letGo()
 	if err := t.tried(t.vault.ChangePIN(ctx, old, hashPIN(pin))); err != nil {
 		return err
 	}

@@ -36,6 +36,10 @@ const (
 	Authenticate Operation = "authenticate"
 	Select       Operation = "select" // the user has several tokens, and is to choose one
 	Reset        Operation = "reset"  // everything is to be deleted
+
+	// Those of a [Verifier] alone.
+	Verify Operation = "verify" // the relying party is to know that it is the user
+	Manage Operation = "manage" // a program is to see and change what the token keeps, of one relying party if that is known
 )
 
 // Text says in one line what is asked. Whatever comes from others is short and
@@ -46,6 +50,13 @@ func (r Request) Text() string {
 		return "Delete all credentials and the PIN of this token?"
 	case Select:
 		return "A program asks which token to use: use this one?"
+	case Verify:
+		return "Prove to " + r.site() + " that it is you?"
+	case Manage:
+		if r.RPID != "" {
+			return "Let a program manage the accounts of this token at " + r.site() + "?"
+		}
+		return "Let a program manage what this token keeps?"
 	}
 	what := "Sign in to " + r.site()
 	if r.Operation == Register {
@@ -129,13 +140,18 @@ func (t *Token) consent(x *transaction, r Request) error {
 	case ctx.Err() != nil:
 		return statusUserTimeout
 	case err != nil && !errors.Is(err, context.DeadlineExceeded):
-		if time.Since(t.complained) > time.Minute { // hosts can ask as often as they like
-			t.complained = time.Now()
-			t.log.Warn("limpet: fido: cannot ask the user", "error", err)
-		}
+		t.complain("cannot ask the user", err)
 		return statusOperationDenied
 	case !allowed:
 		return statusOperationDenied
 	}
 	return nil
+}
+
+// complain logs what stands in the way, now and then: hosts can ask as often as they like.
+func (t *Token) complain(what string, err error) {
+	if time.Since(t.complained) > time.Minute {
+		t.complained = time.Now()
+		t.log.Warn("limpet: fido: "+what, "error", err)
+	}
 }

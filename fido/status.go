@@ -33,8 +33,10 @@ const (
 	statusPINNotSet            status = 0x35
 	statusPINRequired          status = 0x36 // PUAT_REQUIRED
 	statusPINPolicy            status = 0x37
+	statusUVBlocked            status = 0x3c
 	statusIntegrity            status = 0x3d
 	statusInvalidSubcommand    status = 0x3e
+	statusUVInvalid            status = 0x3f
 	statusUnauthorized         status = 0x40
 	statusOther                status = 0x7f
 )

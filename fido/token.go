@@ -18,6 +18,7 @@ var AAGUID = [16]byte{0x45, 0x17, 0x94, 0xc1, 0x22, 0xb0, 0x40, 0xa9, 0xba, 0xbd
 type Config struct {
 	Vault  Vault
 	Prompt Prompt
+	Verify Verifier     // may be nil: then the PIN alone verifies the user
 	Keys   string       // how the vault keeps keys, in words for their owner
 	File   string       // where discoverable credentials, large blobs and settings are, sealed by the vault
 	Logger *slog.Logger // nil for slog.Default
@@ -25,11 +26,12 @@ type Config struct {
 
 // Token is a security token. It answers one request at a time.
 type Token struct {
-	vault  Vault
-	prompt Prompt
-	keys   string
-	file   string
-	log    *slog.Logger
+	vault    Vault
+	prompt   Prompt
+	verifier Verifier
+	keys     string
+	file     string
+	log      *slog.Logger
 
 	appeared atomic.Pointer[time.Time] // nil before
 
@@ -45,6 +47,7 @@ type Token struct {
 	mismatches int  // wrong PINs since the last right one, or since the start
 	agreement  [3]*ecdh.PrivateKey
 	session    *session
+	held       *held
 	next       *assertions
 	rps        *listing[string]
 	creds      *listing[*stored]
@@ -56,7 +59,7 @@ type Token struct {
 // see [Token.Appear].
 func New(ctx context.Context, cfg Config) (*Token, error) {
 	t := &Token{
-		vault: cfg.Vault, prompt: cfg.Prompt, keys: cfg.Keys, file: cfg.File, log: cfg.Logger,
+		vault: cfg.Vault, prompt: cfg.Prompt, verifier: cfg.Verify, keys: cfg.Keys, file: cfg.File, log: cfg.Logger,
 		turn: make(chan struct{}, 1), asking: make(chan struct{}, 1),
 	}
 	if t.log == nil {
@@ -200,6 +203,7 @@ func (t *Token) statusOf(err error, cmd byte) status {
 	case errors.Is(err, ErrNoKey):
 		return statusNoCredentials
 	case errors.Is(err, ErrLocked):
+		t.letGo() // or the vault does not take it any more
 		return statusPINRequired
 	}
 	t.log.Error("limpet: fido: a request failed", "command", cmd, "error", err)
@@ -209,7 +213,7 @@ func (t *Token) statusOf(err error, cmd byte) status {
 // settle forgets what the PIN unlocked as soon as nothing can need it any more.
 func (t *Token) settle() {
 	if t.session != nil && !t.session.verified && t.next == nil {
-		t.session.forget()
+		t.lockSession()
 	}
 }
 
@@ -242,15 +246,19 @@ func (t *Token) info() map[int]any {
 	if !t.state.AlwaysUV {
 		versions = append([]string{"U2F_V2"}, versions...)
 	}
+	options := map[string]bool{
+		"rk": true, "up": true, "plat": false, "clientPin": t.pinSet, "pinUvAuthToken": true,
+		"credMgmt": true, "authnrCfg": true, "setMinPINLength": true, "largeBlobs": true,
+		"alwaysUv": t.state.AlwaysUV, "makeCredUvNotRqd": !t.state.AlwaysUV,
+	}
+	if t.verifier != nil {
+		options["uv"] = t.holds()
+	}
 	return map[int]any{
 		0x01: versions,
 		0x02: []string{"credBlob", "credProtect", "hmac-secret", "largeBlobKey", "minPinLength"},
 		0x03: AAGUID[:],
-		0x04: map[string]bool{
-			"rk": true, "up": true, "plat": false, "clientPin": t.pinSet, "pinUvAuthToken": true,
-			"credMgmt": true, "authnrCfg": true, "setMinPINLength": true, "largeBlobs": true,
-			"alwaysUv": t.state.AlwaysUV, "makeCredUvNotRqd": !t.state.AlwaysUV,
-		},
+		0x04: options,
 		0x05: maxMessage,
 		0x06: []int{2, 1},
 		0x07: usualInList,
@@ -285,6 +293,7 @@ func (t *Token) reset(x *transaction) error {
 // be opened any more. If it fails the token goes on with what the vault has then.
 func (t *Token) wipe(ctx context.Context) error {
 	t.endSession()
+	t.letGo()
 	t.newAgreement(1)
 	t.newAgreement(2)
 	err := t.vault.Reset(ctx)

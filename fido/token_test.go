@@ -666,7 +666,7 @@ func FuzzCBOR(f *testing.F) {
 	if err != nil {
 		f.Fatal(err)
 	}
-	token, err := fido.New(f.Context(), fido.Config{Vault: vault, Prompt: &asker{allow: true}, File: filepath.Join(dir, "credentials"), Logger: quiet})
+	token, err := fido.New(f.Context(), fido.Config{Vault: vault, Prompt: &asker{allow: true}, Verify: &verifier{user: "alice"}, File: filepath.Join(dir, "credentials"), Logger: quiet})
 	if err != nil {
 		f.Fatal(err)
 	}
@@ -678,6 +678,8 @@ func FuzzCBOR(f *testing.F) {
 		request(f, 2, m{1: "example.com", 2: hash, 4: m{"credBlob": true, "hmac-secret": m{1: m{1: 2, 3: -25, -1: 1, -2: hash, -3: hash}, 2: hash, 3: hash, 4: 2}}, 5: m{"up": false}}),
 		request(f, 6, m{2: 1}), request(f, 6, m{1: 2, 2: 2}),
 		request(f, 6, m{1: 2, 2: 3, 3: m{1: 2, 3: -25, -1: 1, -2: hash, -3: hash}, 4: hash, 5: make([]byte, 80)}),
+		request(f, 6, m{2: 7}), request(f, 6, m{1: 2, 2: 6, 3: m{1: 2, 3: -25, -1: 1, -2: hash, -3: hash}, 9: 3, 10: "example.com"}),
+		request(f, 1, create(m{7: m{"uv": true}})), request(f, 2, m{1: "example.com", 2: hash, 5: m{"uv": true}}),
 		request(f, 6, m{1: 1, 2: 9, 3: m{1: 2, 3: -25, -1: 1, -2: hash, -3: hash}, 6: hash, 9: 1, 10: "example.com"}),
 		request(f, 10, m{1: 7, 2: m{2: m{"id": hash, "type": "public-key"}, 3: m{"id": hash}}, 3: 1, 4: hash}),
 		request(f, 12, m{1: 100, 3: 0}), request(f, 12, m{2: hash, 3: 0, 4: 32}),

@@ -17,6 +17,7 @@ import (
 	"github.com/limpet-auth/limpet/fido"
 	"github.com/limpet-auth/limpet/fido/control"
 	"github.com/limpet-auth/limpet/fido/ctaphid"
+	"github.com/limpet-auth/limpet/fido/polkit"
 	"github.com/limpet-auth/limpet/fido/prompt"
 	"github.com/limpet-auth/limpet/fido/seat"
 	"github.com/limpet-auth/limpet/fido/softvault"
@@ -101,6 +102,7 @@ type fidoToken struct {
 	addr      netip.AddrPort // which datagram says, later with the port that was free
 	uhid      bool
 	prompt    string
+	verify    string
 	system    bool
 	tpm       fidoVault
 	socket    fidoSocket
@@ -115,6 +117,9 @@ const keysInTPM = "in the TPM"
 const (
 	promptAgent    = "agent"
 	promptTerminal = "terminal"
+
+	verifyPIN    = "pin"
+	verifyPolkit = "polkit"
 )
 
 func fidoRun() *cobra.Command {
@@ -143,7 +148,13 @@ machine. When that is somebody else, it is unplugged, so to say, and plugged in 
 
 Before a key is made or used, you are asked: by limpet fido agent, in your session;
 or with --prompt terminal where this command runs. Three wrong PINs in a row, and it
-takes no further one before it is started again; eight, and only a reset helps.`,
+takes no further one before it is started again; eight, and only a reset helps.
+
+With --verify polkit your password of this machine, or your finger where that is set
+up, takes the place of the PIN once that was right: for 12 hours, and until the token
+ends, somebody else sits down, the PIN changes, or the dialog was refused three times
+in a row. Meanwhile what the PIN unlocked is in the memory of the process, and the
+process decides, not the TPM. It takes --system.`,
 		Args: nothing,
 		RunE: func(cmd *cobra.Command, _ []string) error { return f.run(cmd.Context()) },
 	}
@@ -153,10 +164,11 @@ takes no further one before it is started again; eight, and only a reset helps.`
 	yesNoVar(cmd, &f.uhid, "uhid", "be a USB device (default, unless there is --datagram)")
 	yesNoVar(cmd, &f.system, "system", "be the token of whoever sits at this machine, as systemd-logind knows it: the agent and commands of that user count")
 	choiceVar(cmd, &f.prompt, "prompt", "who asks you", promptAgent, promptTerminal)
+	choiceVar(cmd, &f.verify, "verify", "what verifies you once the PIN was right", verifyPIN, verifyPolkit)
 	f.tpm.flags(cmd)
 	f.socket.flag(cmd)
 	logFlags(cmd, &f.logLevel, &f.logFormat)
-	settings(cmd, "log-level", "log-format")
+	settings(cmd, "log-level", "log-format", "verify")
 	return cmd
 }
 
@@ -183,6 +195,9 @@ func (f *fidoToken) vault() (vault fido.Vault, keys, dir string, err error) {
 
 func (f *fidoToken) run(ctx context.Context) (err error) {
 	log := logger(f.logLevel, f.logFormat)
+	if f.verify == verifyPolkit && !f.system {
+		return usage("--verify polkit needs --system: polkit lets a token of the machine say which site its dialog is about, and no other")
+	}
 	if f.datagram != "" {
 		f.addr, err = netip.ParseAddrPort(f.datagram)
 		if err != nil || !f.addr.Addr().IsLoopback() {
@@ -203,6 +218,9 @@ func (f *fidoToken) run(ctx context.Context) (err error) {
 	cfg := fido.Config{Vault: vault, Prompt: desk, Keys: keys, File: filepath.Join(dir, "credentials"), Logger: log}
 	if f.prompt == promptTerminal {
 		cfg.Prompt = prompt.NewTerminal(os.Stdin, os.Stderr)
+	}
+	if f.verify == verifyPolkit {
+		cfg.Verify = polkit.New(seat.ActiveSession)
 	}
 	token, err := fido.New(ctx, cfg)
 	if err != nil {

@@ -157,6 +157,9 @@ func showToken(s fido.Status) error {
 	fmt.Fprintf(w, "PIN\t%s\n", pin)
 	fmt.Fprintf(w, "shortest PIN\t%d characters\n", s.MinPIN)
 	fmt.Fprintf(w, "PIN for everything\t%s\n", map[bool]string{true: "yes", false: "no"}[s.AlwaysUV])
+	if s.Verifier {
+		fmt.Fprintf(w, "verified by polkit\t%s\n", map[bool]string{true: "yes, in place of the PIN", false: "after the PIN, once"}[s.Verifies])
+	}
 	fmt.Fprintf(w, "accounts\t%d, room for %d more\n", s.Credentials, s.Room)
 	return w.Flush()
 }

@@ -255,6 +255,58 @@ func TestRestart(t *testing.T) {
 	}
 }
 
+// TestVerify: once the PIN was right, a dialog of polkit's takes its place, which asks
+// for alice's password.
+func TestVerify(t *testing.T) {
+	const dropIn = "/etc/systemd/system/limpet-fido.service.d"
+	if err := os.MkdirAll(dropIn, 0o755); err != nil {
+		t.Fatal(err)
+	}
+	if err := os.WriteFile(dropIn+"/verify.conf", []byte("[Service]\nEnvironment=LIMPET_VERIFY=polkit\n"), 0o644); err != nil {
+		t.Fatal(err)
+	}
+	must(t, "systemctl", "daemon-reload")
+	password := exec.Command("chpasswd")
+	password.Stdin = strings.NewReader(alice.name + ":correct horse\n")
+	run(t, password)
+	restart(t, "systemctl", "restart", "limpet-fido.service")
+
+	if info := alice.must(t, "fido2-token", "-I", device); !strings.Contains(info, "nouv") {
+		t.Errorf("before the PIN:\n%s", info)
+	}
+	alice.authenticate(t, kept, pin, "-v", "-h")
+	if info := alice.must(t, "fido2-token", "-I", device); strings.Contains(info, "nouv") || !strings.Contains(info, "uv retries: 3") {
+		t.Errorf("after the PIN:\n%s", info)
+	}
+	session := must(t, "loginctl", "show-seat", "seat0", "--property=ActiveSession", "--value")
+	dialogs := alice.terminal(t, "pkttyagent", "--process", must(t, "loginctl", "show-session", session, "--property=Leader", "--value"))
+	waitFor(t, "polkit's agent", func() bool { return bytes.Contains(journal(), []byte("Registered Authentication Agent")) })
+	// fido2-assert asks for the PIN whatever the token says.
+	const host = `import base64, sys
+from fido2.ctap2 import Ctap2
+from fido2.hid import CtapHidDevice
+used = Ctap2(next(CtapHidDevice.list_devices())).get_assertion("relying.example", bytes(32),
+    [{"id": base64.b64decode(sys.argv[1]), "type": "public-key"}], options={"uv": True})
+print("verified", used.auth_data.is_user_verified(), "present", used.auth_data.is_user_present())
+`
+	before := asked.questions(t)
+	x := alice.terminal(t, "/usr/bin/python3", "-c", host, kept.id)
+	dialogs.shows(`Limpet security token: Sign in to relying.example as "alice"?`)
+	dialogs.answer("Password:", "correct horse")
+	if out := x.succeeds(); !strings.Contains(out, "verified True present True") {
+		t.Error(out)
+	}
+	if asked.questions(t) != before {
+		t.Error("alice was asked a second time")
+	}
+	dialogs.cmd.Process.Kill()
+	dialogs.end()
+	if err := os.RemoveAll(dropIn); err != nil {
+		t.Fatal(err)
+	}
+	must(t, "systemctl", "daemon-reload")
+}
+
 // TestReset: nothing that was registered works any more, and there is no PIN.
 func TestReset(t *testing.T) {
 	// A token takes it in its first ten seconds, which a busy machine may miss.

@@ -118,7 +118,7 @@ func (m machine) run(t *testing.T) {
 func needPrograms(t *testing.T) {
 	t.Helper()
 	var missing []string
-	for _, name := range []string{"qemu-system-x86_64", "swtpm", "apt-get", "dpkg-deb", "depmod", "modprobe", "/lib/systemd/systemd", "/lib/systemd/systemd-logind", "/lib/systemd/systemd-udevd", "dbus-daemon", "fido2-token", "fido2-cred", "fido2-assert", "ssh", "ssh-keygen", "pamtester", "cryptsetup", "systemd-cryptenroll", "/lib/systemd/systemd-cryptsetup"} {
+	for _, name := range []string{"qemu-system-x86_64", "swtpm", "apt-get", "dpkg-deb", "depmod", "modprobe", "/lib/systemd/systemd", "/lib/systemd/systemd-logind", "/lib/systemd/systemd-udevd", "dbus-daemon", "fido2-token", "fido2-cred", "fido2-assert", "ssh", "ssh-keygen", "/usr/lib/polkit-1/polkitd", "pkttyagent", "pamtester", "cryptsetup", "systemd-cryptenroll", "/lib/systemd/systemd-cryptsetup"} {
 		if _, err := exec.LookPath(name); err != nil {
 			missing = append(missing, name)
 		}
@@ -132,7 +132,7 @@ func needPrograms(t *testing.T) {
 	if missing == nil {
 		return
 	}
-	words := fmt.Sprintf("not installed: %s. This test needs Debian, and apt-get install --no-install-recommends qemu-system-x86 swtpm kmod systemd udev tpm-udev dbus libpam-systemd fido2-tools python3-fido2 openssh-client libpam-u2f pamtester cryptsetup-bin, after Debian 12 systemd-cryptsetup too", strings.Join(missing, ", "))
+	words := fmt.Sprintf("not installed: %s. This test needs Debian, and apt-get install --no-install-recommends qemu-system-x86 swtpm kmod systemd udev tpm-udev dbus libpam-systemd polkitd fido2-tools python3-fido2 openssh-client libpam-u2f pamtester cryptsetup-bin, after Debian 12 systemd-cryptsetup too", strings.Join(missing, ", "))
 	if os.Getenv("CI") != "" {
 		t.Fatal(words)
 	}

@@ -303,6 +303,90 @@ def pins():
     fails(0x3e, host.client_pin().get_uv_token, 1, "example.com")
 
 
+def verified():
+    """A user who is verified in place of the PIN."""
+    for protocol in (PinProtocolV1(), PinProtocolV2()):
+        host = Host(protocol=protocol)
+        pin = host.client_pin()
+        uv = lambda: host.ctap.get_info().options["uv"]
+        # First the PIN.
+        assert uv() is False and pin.get_uv_retries() == (0, None)
+        fails("NOT_ALLOWED", pin.get_uv_token, 1, "example.com")
+        pin.set_pin("1234")
+        assert uv() is False
+        fails(0x3C, pin.get_uv_token, 1, "example.com")
+        fails("PIN_INVALID", pin.get_pin_token, "0000", 1, "example.com")
+        assert uv() is False
+        host.pin = "1234"
+        made = host.make()
+        assert uv() is True and pin.get_uv_retries() == (3, None)
+
+        # Then the user: a token for each use, of both kinds of keys.
+        host.token = lambda permissions, rp=None: pin.get_uv_token(permissions, rp)
+        host.use(made=made)
+        kept = host.make(options={"rk": True}, extensions={"hmac-secret": True})
+        salt = os.urandom(32)
+        by_uv = secret(host, kept, [salt])
+        host.token = lambda permissions, rp=None: pin.get_pin_token("1234", permissions, rp)
+        assert secret(host, kept, [salt]) == by_uv
+        host.token = lambda permissions, rp=None: pin.get_uv_token(permissions, rp)
+        # It is verification: whether to sign is another question, of the prompt.
+        fails("OPERATION_DENIED", host.make, "deny.example")
+        # Option uv is both.
+        used = host.ctap.get_assertion("example.com", sha(b""), [descriptor(kept)], options={"uv": True})
+        assert used.auth_data.is_user_verified() and used.auth_data.is_user_present()
+        host.ctap.make_credential(sha(b""), {"id": "deny.example"}, {"id": b"u"}, ALGORITHMS, options={"uv": True})
+        fails("INVALID_PARAMETER", pin.get_uv_token, 0)
+        fails("MISSING_PARAMETER", pin.get_uv_token, PERMISSION.GET_ASSERTION)
+        fails(0x40, pin.get_uv_token, PERMISSION.BIO_ENROLL)
+        fails(0x40, pin.get_uv_token, PERMISSION.AUTHENTICATOR_CFG)
+        token = pin.get_uv_token(PERMISSION.GET_ASSERTION, "example.com")
+        challenge = os.urandom(32)
+        fails("PIN_AUTH_INVALID", host.ctap.get_assertion, "deny.example", challenge, pin_uv_param=protocol.authenticate(token, challenge), pin_uv_protocol=protocol.VERSION)
+        token = pin.get_uv_token(PERMISSION.CREDENTIAL_MGMT)
+        manage = CredentialManagement(host.ctap, protocol, token)
+        assert manage.get_metadata()[1] == 1
+
+        # alwaysUv: verified even if the host does not ask for it.
+        config = lambda: Config(host.ctap, protocol, pin.get_pin_token("1234", PERMISSION.AUTHENTICATOR_CFG))
+        config().toggle_always_uv()
+        assert host.ctap.make_credential(sha(b""), {"id": "example.com"}, {"id": b"u"}, ALGORITHMS).auth_data.is_user_verified()
+        assert host.ctap.get_assertion("example.com", sha(b""), [descriptor(made)]).auth_data.is_user_verified()
+        config().toggle_always_uv()
+
+        # Who is not verified.
+        token = pin.get_uv_token(PERMISSION.GET_ASSERTION, "example.com")
+        other = Host(protocol=protocol).client_pin()
+        fails(0x3F, other.get_uv_token, 1, "wrong.example")
+        fails("OPERATION_DENIED", other.get_uv_token, 1, "dismiss.example")
+        assert pin.get_uv_retries() == (1, None)
+        fails(0x3C, other.get_uv_token, 1, "wrong.example")
+        assert pin.get_uv_retries() == (0, None) and uv() is False
+        fails(0x3C, pin.get_uv_token, 1, "example.com")
+        fails("PIN_AUTH_INVALID", host.ctap.get_assertion, "example.com", challenge, [descriptor(made)], pin_uv_param=protocol.authenticate(token, challenge), pin_uv_protocol=protocol.VERSION)
+        fails("PIN_REQUIRED", host.ctap.get_assertion, "example.com", sha(b""), [descriptor(made)], options={"uv": True})
+        # The PIN is not blocked by that, and gives it back.
+        pin.get_pin_token("1234", 1, "example.com")
+        assert uv() is True
+        event = threading.Event()
+        threading.Timer(0.5, event.set).start()
+        seen = []
+        fails("KEEPALIVE_CANCEL", host.ctap.get_assertion, "wait.example", sha(b""), options={"uv": True}, event=event, on_keepalive=seen.append)
+        assert 2 in seen, seen
+        assert uv() is True
+        # A PIN that has to be changed.
+        config().set_min_pin_length(force_change_pin=True)
+        assert uv() is False
+        fails("PIN_POLICY_VIOLATION", pin.get_pin_token, "1234", 1, "example.com")
+        assert uv() is False
+        pin.change_pin("1234", "5678")
+        assert uv() is False
+        pin.get_pin_token("5678", 1, "example.com")
+        assert uv() is True
+        host.ctap.reset()
+        assert uv() is False
+
+
 def wrong_pins():
     """Three wrong PINs: the file says which PIN is right, and how many tries there are."""
     host = Host()
