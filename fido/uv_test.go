@@ -222,6 +222,7 @@ func TestVerificationEnds(t *testing.T) {
 			b.vault.unlocked[0].Forget() // as a TPM does that was restarted
 			b.want("locked", 0x36, register)
 		},
+		"the device goes to another": func(t *testing.T, b *uvBench) { b.Forget() },
 		"12 hours": func(t *testing.T, b *uvBench) {
 			time.Sleep(12*time.Hour - time.Second)
 			b.want("just before", 0, register)
