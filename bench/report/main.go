@@ -311,7 +311,7 @@ func fidoKeys() (string, error) {
 	}
 	doc.WriteString("\nWhat a program with libfido2 waits for, from its call to the answer: of a token with its keys in the software TPM, and of one with its keys in\n" +
 		"files (`--insecure-software`). Reports go over a datagram socket, and the user says yes at once. With the PIN, each call sends it anew; in files\n" +
-		"it is made slow to guess.\n\n" +
+		"it is made slow to guess. Between calls is a rest: of answers that follow each other at once, a report goes each millisecond, as over USB.\n\n" +
 		"| | software TPM, ms | files, ms |\n|---|---|---|\n")
 	for _, op := range []struct{ name, words string }{
 		{"info", "what are you (getInfo)"},
