@@ -24,7 +24,7 @@ const (
 
 // state is what is remembered of sessions across restarts.
 type state struct {
-	lock *os.File
+	lock *private.Locked
 
 	mu      sync.Mutex
 	written []byte               // what the file has

@@ -38,7 +38,7 @@ const (
 type Vault struct {
 	dir  string
 	seal cipher.AEAD // of the file, by the key that lies beside it
-	lock *os.File
+	lock *private.Locked
 
 	mu    sync.Mutex
 	s     contents

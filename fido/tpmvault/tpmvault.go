@@ -33,7 +33,6 @@ import (
 	"fmt"
 	"io"
 	"math"
-	"os"
 	"path/filepath"
 
 	"github.com/google/go-tpm/tpm2"
@@ -67,7 +66,7 @@ var ErrInUse = errors.New("limpet: tpmvault: another process has this token open
 // memory, the file. It is safe for concurrent use.
 type Vault struct {
 	dir  string
-	lock *os.File
+	lock *private.Locked
 	conn *tpm.Conn
 
 	// Guarded by conn, which runs one sequence of commands at a time.

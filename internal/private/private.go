@@ -13,9 +13,16 @@ import (
 // ErrLocked means that another process has a file locked.
 var ErrLocked = errors.New("locked by another process")
 
+// Locked is a file that this process has locked.
+type Locked struct{ file *os.File }
+
+// Close unlocks the file. To close it would not do at once: a process that is being
+// started has what this one has open, until it runs its program.
+func (l *Locked) Close() error { return errors.Join(unlock(l.file), l.file.Close()) }
+
 // Lock makes a file and locks it until it is closed or the process ends, however
 // that comes. If another process has it locked the error is ErrLocked.
-func Lock(path string) (*os.File, error) {
+func Lock(path string) (*Locked, error) {
 	if err := makeDir(filepath.Dir(path)); err != nil {
 		return nil, err
 	}
@@ -33,7 +40,7 @@ func Lock(path string) (*os.File, error) {
 		f.Close() // also nil
 		return nil, err
 	}
-	return f, nil
+	return &Locked{f}, nil
 }
 
 // Write writes a file that only its owner can read, whole or not at all: also a power
