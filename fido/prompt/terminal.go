@@ -9,6 +9,7 @@ import (
 	"os"
 	"strings"
 	"sync"
+	"sync/atomic"
 
 	"github.com/limpet-auth/limpet/fido"
 )
@@ -18,6 +19,7 @@ type Terminal struct {
 	in  io.Reader
 	out io.Writer
 
+	asked  atomic.Uint64 // questions so far
 	mu     sync.Mutex
 	line   []byte      // what has been typed of one since the question
 	answer chan string // of the question that waits, nil if none does
@@ -36,7 +38,7 @@ func NewTerminal(in io.Reader, out io.Writer) *Terminal {
 		buf := make([]byte, 1024)
 		for {
 			n, err := in.Read(buf)
-			t.typed(buf[:n])
+			t.typed(buf[:n], t.asked.Load())
 			if err != nil {
 				return
 			}
@@ -45,11 +47,12 @@ func NewTerminal(in io.Reader, out io.Writer) *Terminal {
 	return t
 }
 
-// typed gives the first line to who waits for one.
-func (t *Terminal) typed(b []byte) {
+// typed gives the first line to who waits for one, but for what was read before the
+// last of so many questions was there.
+func (t *Terminal) typed(b []byte, asked uint64) {
 	t.mu.Lock()
 	defer t.mu.Unlock()
-	if t.answer == nil {
+	if t.answer == nil || asked != t.asked.Load() {
 		return
 	}
 	b, _, whole := bytes.Cut(b, []byte("\n"))
@@ -64,12 +67,13 @@ func (t *Terminal) typed(b []byte) {
 func (t *Terminal) ask(text string) <-chan string {
 	t.mu.Lock()
 	defer t.mu.Unlock()
+	fmt.Fprintf(t.out, "%s [y/N] ", text)
 	if f, isFile := t.in.(*os.File); isFile {
 		flush(f)
 	}
-	fmt.Fprintf(t.out, "%s [y/N] ", text)
 	answer := make(chan string, 1)
 	t.line, t.answer = nil, answer
+	t.asked.Add(1)
 	return answer
 }
 

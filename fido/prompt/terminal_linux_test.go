@@ -37,15 +37,20 @@ func TestTypeAhead(t *testing.T) {
 		t.Fatal(err)
 	}
 	defer tty.Close()
-	after := ""
-	p := NewTerminal(tty, writes(func() { keyboard.WriteString(after) }))
+	meanwhile, after := "", ""
+	p := NewTerminal(tty, writes(func() {
+		keyboard.WriteString(meanwhile)
+		time.AfterFunc(50*time.Millisecond, func() { keyboard.WriteString(after) })
+		time.Sleep(20 * time.Millisecond) // it takes a while until the question is there
+	}))
 	for _, test := range []struct {
-		before, after string
-		want          bool
-	}{{"y", "\n", false}, {"y\ny\nye", "s\n", false}, {"n", "y\n", true}, {"", "y\n", true}} {
+		before, meanwhile, after string
+		want                     bool
+	}{{"y", "", "\n", false}, {"y\ny\nye", "", "s\n", false}, {"n", "", "y\n", true}, {"", "", "y\n", true},
+		{"", "y\n", "\n", false}, {"", "y", "\n", false}, {"", "n\n", "y\n", true}} {
 		keyboard.WriteString(test.before)
 		time.Sleep(20 * time.Millisecond)
-		after = test.after
+		meanwhile, after = test.meanwhile, test.after
 		if got, err := p.Ask(t.Context(), register); err != nil || got != test.want {
 			t.Errorf("%q before, %q after: %v, %v", test.before, test.after, got, err)
 		}
