@@ -78,8 +78,9 @@ asked for; if there is one, setup says what to do.
 With --reset it makes a new token, for when that cannot be done in another way: the
 files are lost or of another TPM, or the TPM was cleared. All that the one before
 made is worthless then, and its PIN is removed. A TPM has one token, whichever
-directory its files are in: where there is one that is not of --token-dir, or that of
-the machine's service, --reset ends it only with --end-other; and one that runs, never.
+directory its files are in: one that was there before that of --token-dir, or is that
+of the machine's service, --reset ends only with --end-other; and one that runs, never.
+One that came later it ends, too.
 
   limpet fido setup
   limpet fido setup --recovery-out /media/stick/tpm-lockout

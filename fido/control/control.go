@@ -314,16 +314,23 @@ func (d *Desk) Serve(ctx context.Context, l net.Listener, token *fido.Token) err
 		if err != nil {
 			leave()
 			conn.Close()
-			if time.Since(d.complained) > time.Minute { // anybody can connect as often as they like
-				d.complained = time.Now()
-				d.log.Warn("limpet: fido: refused at the control socket", "error", err)
-			}
+			d.complain(err)
 			continue
 		}
 		conns.Go(func() {
 			defer d.exit(p)
 			d.handle(inner, conn, p.uid, token)
 		})
+	}
+}
+
+// complain logs a refusal now and then: anybody can connect as often as they like.
+func (d *Desk) complain(err error) {
+	d.mu.Lock()
+	defer d.mu.Unlock()
+	if time.Since(d.complained) > time.Minute {
+		d.complained = time.Now()
+		d.log.Warn("limpet: fido: refused at the control socket", "error", err)
 	}
 }
 
@@ -355,7 +362,7 @@ func (d *Desk) handle(ctx context.Context, conn net.Conn, uid int, token *fido.T
 		defer cancel()
 	}
 	if owner, err := d.user(ctx); uid != 0 && (err != nil || uid != owner) {
-		d.log.Warn("limpet: fido: refused at the control socket", "error", errors.Join(fmt.Errorf("user %d does not sit at the machine", uid), err))
+		d.complain(errors.Join(fmt.Errorf("user %d does not sit at the machine", uid), err))
 		send(conn, answer{Error: "elsewhere"})
 		return
 	}

@@ -81,7 +81,12 @@ const (
 	burst     = 16
 	pace      = time.Millisecond
 	readAhead = 256
-	maxOut    = 256 // reports to hosts that wait; then hosts' wait too
+
+	// Reports to hosts that wait. A host that has so many, or of all of them some, is
+	// not listened to until they are sent; nor are hosts without a channel.
+	maxOfChannel  = 64
+	maxOfStranger = 32 // on all of their channels
+	maxOut        = 256
 
 	processing = 1 // status of a keepalive
 	upNeeded   = 2

@@ -506,21 +506,56 @@ func TestKernelQueues(t *testing.T) {
 	})
 }
 
-// TestFlood: who sends and does not read has the token keep a few hundred reports,
-// and nothing is lost of that.
+// TestFlood: hosts that ask for more than can be sent do not keep another from being
+// heard and answered.
 func TestFlood(t *testing.T) {
 	plug(t, func(h *host) {
-		c := h.channel()
-		const n = 2000
-		go func() {
-			for range n {
-				h.toToken <- frames(c, cmdPing, []byte("ping"))[0]
+		c, other := h.channel(), h.channel()
+		calm := make(chan struct{})
+		var floods sync.WaitGroup
+		// A report that the token does not take soon is lost.
+		offer := func(reports ...Report) {
+			for _, r := range reports {
+				select {
+				case h.toToken <- r:
+				case <-time.After(30 * time.Microsecond):
+				}
 			}
-		}()
-		for range n {
-			if r := <-h.toHost; r != frames(c, cmdPing, []byte("ping"))[0] {
-				t.Fatalf("%x", r)
+		}
+		floods.Go(func() {
+			for {
+				select {
+				case <-calm:
+					return
+				default:
+				}
+				offer(frames(broadcast, cmdInit, make([]byte, 8))[0], frames(other, cmdPing, []byte("ping"))[0])
+				time.Sleep(500 * time.Microsecond)
 			}
+		})
+		var heard []Report
+		floods.Go(func() {
+			for {
+				select {
+				case r := <-h.toHost:
+					if binary.BigEndian.Uint32(r[:]) == c {
+						heard = append(heard, r)
+					}
+				case <-calm:
+					return
+				}
+			}
+		})
+		time.Sleep(time.Second)
+		ping := frames(c, cmdPing, make([]byte, 1200))
+		for range 10 {
+			offer(ping...)
+			time.Sleep(100 * time.Millisecond)
+		}
+		close(calm)
+		floods.Wait()
+		if want := slices.Repeat(ping, 10); !slices.Equal(heard, want) {
+			t.Errorf("%d reports of %d", len(heard), len(want))
 		}
 	})
 }

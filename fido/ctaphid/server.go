@@ -105,16 +105,12 @@ func (s *server) loop(ctx context.Context, reports <-chan Report, failed <-chan 
 				beat = tick.C
 			}
 		}
-		in, overdue := reports, s.overdue
-		if len(s.out) >= maxOut {
-			in, overdue = nil, nil // hosts have to wait
-		}
 		var err error
 		select {
 		case <-ctx.Done():
 			return ctx.Err()
 		case err = <-failed:
-		case r := <-in:
+		case r := <-reports:
 			err = s.report(ctx, &r)
 		case <-s.paced:
 			err = s.flush()
@@ -126,9 +122,9 @@ func (s *server) loop(ctx context.Context, reports <-chan Report, failed <-chan 
 			err = s.beat()
 		case <-changed:
 			err = s.beat()
-		case <-overdue:
+		case <-s.overdue:
 			select {
-			case r := <-in: // perhaps it is this process that was late
+			case r := <-reports: // perhaps it is this process that was late
 				s.overdue = time.After(time.Millisecond)
 				err = s.report(ctx, &r)
 			default:
@@ -163,6 +159,9 @@ func (s *server) report(ctx context.Context, r *Report) error {
 	}
 	m := begin(r)
 	_, known := s.channels[channel]
+	if s.floods(channel, known, m.cmd) {
+		return nil
+	}
 	busy := s.running != nil || s.receiving != nil && s.receiving.channel != channel || s.unlock != nil && s.lock != channel
 	switch {
 	case channel == 0, channel == broadcast && m.cmd != cmdInit:
@@ -196,6 +195,24 @@ func (s *server) report(ctx context.Context, r *Report) error {
 	}
 	s.receiving, s.overdue = m, time.After(messageTimeout)
 	return s.complete(ctx)
+}
+
+// floods reports whether a host asks for more than can be sent to it. What it asks for
+// is passed over then, but for what takes away of that; others go on.
+func (s *server) floods(channel uint32, known bool, cmd byte) bool {
+	waiting := 0
+	for i := range s.out {
+		if binary.BigEndian.Uint32(s.out[i][:]) == channel {
+			waiting++
+		}
+	}
+	switch {
+	case !known:
+		return len(s.out) >= maxOfStranger
+	case cmd == cmdCancel, cmd == cmdInit:
+		return false
+	}
+	return waiting >= maxOfChannel || waiting > 0 && len(s.out) >= maxOut
 }
 
 // init gives out a channel, or makes one ready for something new. One that is not
@@ -321,6 +338,9 @@ func (s *server) start(ctx context.Context, m *partial) {
 		case s.turn <- struct{}{}:
 			defer func() { <-s.turn }()
 		case <-wanted.Done():
+			return
+		}
+		if wanted.Err() != nil { // both at once
 			return
 		}
 		if m.cmd == cmdMessage {
