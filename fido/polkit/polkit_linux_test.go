@@ -57,7 +57,7 @@ func TestPolkit(t *testing.T) {
 	default:
 		for _, program := range []string{polkitd, helper, "/usr/bin/dbus-daemon"} {
 			if _, err := os.Stat(program); err != nil {
-				if os.Getenv("CI") == "true" {
+				if os.Getenv("CI") != "" {
 					t.Fatal(err)
 				}
 				t.Skip(err)
@@ -66,7 +66,7 @@ func TestPolkit(t *testing.T) {
 		command := []string{"unshare", "--mount", "--propagation", "private", "env", mode + "=" + inside, os.Args[0], "-test.run", "^TestPolkit$", "-test.v"}
 		if os.Getuid() != 0 {
 			command = append([]string{"sudo", "-n"}, command...)
-			if out, err := exec.Command("sudo", "-n", "true").CombinedOutput(); err != nil && os.Getenv("CI") != "true" {
+			if out, err := exec.Command("sudo", "-n", "true").CombinedOutput(); err != nil && os.Getenv("CI") == "" {
 				t.Skipf("polkit's helper and mount namespaces need root: %v, %s", err, out)
 			}
 		}
