@@ -86,7 +86,7 @@ type Gateway struct {
 	wellKnown http.Handler
 	table     table
 	filter    filter
-	transport *http.Transport
+	upstream  upstream
 	proxy     *httputil.ReverseProxy
 }
 
@@ -146,10 +146,10 @@ func newGateway(cfg Config) (*Gateway, error) {
 		return nil, errors.New(strings.TrimPrefix(err.Error(), "limpet: "))
 	}
 	g := &Gateway{cfg: cfg, log: cfg.Logger, guard: guard, wellKnown: guard.WellKnown(), table: table, filter: newFilter(cfg.Names)}
-	g.transport = newTransport(cfg.Timeout)
+	g.upstream = newUpstream(cfg.Upstream, cfg.Timeout)
 	g.proxy = &httputil.ReverseProxy{
 		Rewrite:        g.rewrite,
-		Transport:      upstream{g.transport},
+		Transport:      g.upstream,
 		BufferPool:     &relay.Buffers,
 		ModifyResponse: g.modify,
 		ErrorHandler:   g.failed,
@@ -213,7 +213,7 @@ func (g *Gateway) Guard() *limpet.Guard { return g.guard }
 
 // Close lets go of idle connections to the app. Requests in flight go on, and
 // new ones may come.
-func (g *Gateway) Close() { g.transport.CloseIdleConnections() }
+func (g *Gateway) Close() { g.upstream.CloseIdleConnections() }
 
 // exchange is one request and its answer. It is their context.
 type exchange struct {

@@ -6,62 +6,14 @@ import (
 	"maps"
 	"net"
 	"net/http"
-	"net/http/httptrace"
 	"net/http/httputil"
-	"net/textproto"
 	"slices"
 	"strings"
-	"time"
 
 	"github.com/limpet-auth/limpet"
 	"github.com/limpet-auth/limpet/internal/incoming"
-	"github.com/limpet-auth/limpet/internal/relay"
 	"github.com/limpet-auth/limpet/proof"
 )
-
-func newTransport(timeout time.Duration) *http.Transport {
-	dialer := &net.Dialer{Timeout: 10 * time.Second}
-	return &http.Transport{
-		// ResponseHeaderTimeout begins when the app has taken the body. One that
-		// takes none would hold its clients' connections, also of those long gone.
-		DialContext: func(ctx context.Context, network, addr string) (net.Conn, error) {
-			c, err := dialer.DialContext(ctx, network, addr)
-			if err != nil {
-				return nil, err
-			}
-			return &relay.Conn{Conn: c}, nil
-		},
-		TLSHandshakeTimeout:   10 * time.Second,
-		ResponseHeaderTimeout: timeout,
-		ExpectContinueTimeout: time.Second,
-		ForceAttemptHTTP2:     true,
-		MaxIdleConns:          1024,
-		MaxIdleConnsPerHost:   1024,
-		// Some servers close idle connections after two seconds. A request with
-		// a body that meets the end of its connection could not be sent again.
-		IdleConnTimeout:        time.Second,
-		DisableCompression:     true, // answers pass as they are
-		MaxResponseHeaderBytes: 1 << 20,
-	}
-}
-
-// upstream sends requests to the app. Informational answers go to the client
-// before anything is bound: they must not set cookies.
-type upstream struct{ *http.Transport }
-
-func (u upstream) RoundTrip(r *http.Request) (*http.Response, error) {
-	if trace := httptrace.ContextClientTrace(r.Context()); trace != nil && trace.Got1xxResponse != nil {
-		next := trace.Got1xxResponse // the reverse proxy's, made for this request
-		trace.Got1xxResponse = func(code int, header textproto.MIMEHeader) error {
-			if code == http.StatusContinue {
-				return nil // the server says it when the body is read, and would say it twice
-			}
-			header.Del("Set-Cookie")
-			return next(code, header)
-		}
-	}
-	return u.Transport.RoundTrip(r)
-}
 
 // rewrite makes the request that the app gets.
 func (g *Gateway) rewrite(pr *httputil.ProxyRequest) {
