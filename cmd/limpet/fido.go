@@ -340,7 +340,8 @@ func fidoAgent() *cobra.Command {
 		Long: `Agent runs in your session and asks you before the token registers or signs in: by a
 notification of the desktop with buttons, by pinentry, or on the terminal, whichever
 works first. A question says which site it is about, and goes away after 30 seconds
-or when the site gives up. When the token ends, the agent waits for it to come back.
+or when the site gives up. When the token ends, the agent waits until it is back, or
+another one runs.
 
   limpet fido agent
   limpet fido agent --prompt terminal`,
@@ -353,11 +354,8 @@ or when the site gives up. When the token ends, the agent waits for it to come b
 }
 
 func attend(ctx context.Context, socket fidoSocket, kind string) error {
-	path, err := socket.find()
-	if err != nil {
-		return err
-	}
 	var p fido.Prompt
+	var err error
 	name := kind
 	switch kind {
 	case "desktop":
@@ -373,10 +371,14 @@ func attend(ctx context.Context, socket fidoSocket, kind string) error {
 		return err
 	}
 	for was := false; ; {
+		path, err := socket.find() // another one may run by now
+		if err != nil {
+			return err
+		}
 		there := false
-		err := control.Attend(ctx, path, p, func() {
+		err = control.Attend(ctx, path, p, func() {
 			if there = true; was {
-				note("the token is back")
+				note("the token is back, at %s", path)
 				return
 			}
 			note("listening on %s for questions, which are asked by %s", path, name)

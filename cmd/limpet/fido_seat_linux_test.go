@@ -1,10 +1,12 @@
 package main
 
 import (
+	"bufio"
 	"bytes"
 	"context"
 	"encoding/binary"
 	"errors"
+	"io"
 	"log/slog"
 	"net"
 	"os"
@@ -156,7 +158,7 @@ func TestSystemToken(t *testing.T) {
 		if what == "no bus" {
 			if c, err := control.Dial(socket); err != nil {
 				t.Error(err)
-			} else if _, err := c.Status(t.Context()); os.Getuid() != 0 && !errors.Is(err, control.ErrElsewhere) {
+			} else if _, err := c.Status(t.Context()); os.Getuid() != 0 && !errors.Is(err, control.ErrNobody) {
 				t.Errorf("a command of who may sit there: %v", err)
 			}
 			logind.Restart()
@@ -180,5 +182,53 @@ func TestSystemTokenUnpluggable(t *testing.T) {
 	defer cancel()
 	if err := token.run(ctx); !errors.Is(err, syscall.EADDRINUSE) {
 		t.Errorf("it ended with %v", err)
+	}
+}
+
+// TestAgentFindsAnother: an agent whose token has gone takes the one that is there now.
+func TestAgentFindsAnother(t *testing.T) {
+	dir, err := os.MkdirTemp("", "fido-") // a socket's name has at most 107 bytes
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer os.RemoveAll(dir)
+	t.Setenv("XDG_RUNTIME_DIR", dir)
+	machines := systemSocket
+	defer func() { systemSocket = machines }()
+	systemSocket = filepath.Join(dir, "machines")
+	own := filepath.Join(dir, "limpet", "fido")
+	if err := os.Mkdir(filepath.Dir(own), 0o700); err != nil {
+		t.Fatal(err)
+	}
+	ctx, cancel := context.WithCancel(t.Context())
+	ended := make(chan error, 1)
+	for i, path := range []string{systemSocket, own, systemSocket} {
+		l, err := net.ListenUnix("unix", &net.UnixAddr{Name: path})
+		if err != nil {
+			t.Fatal(err)
+		}
+		if i == 0 {
+			go func() { ended <- attend(ctx, "", promptTerminal) }()
+		}
+		l.SetDeadline(time.Now().Add(10 * time.Second))
+		for {
+			conn, err := l.Accept()
+			if err != nil {
+				t.Fatalf("%s, time %d: %v", path, i, err)
+			}
+			conn.SetDeadline(time.Now().Add(10 * time.Second))
+			line, err := bufio.NewReader(conn).ReadString('\n')
+			if err == nil && line == `{"do":"attend"}`+"\n" {
+				io.WriteString(conn, "{}\n")
+				conn.Close()
+				break
+			}
+			conn.Close() // it only looks whether there is one
+		}
+		l.Close()
+	}
+	cancel()
+	if err := <-ended; err != nil {
+		t.Error(err)
 	}
 }

@@ -9,6 +9,7 @@ import (
 	"os"
 	"path/filepath"
 	"strings"
+	"syscall"
 	"time"
 
 	"github.com/spf13/cobra"
@@ -187,8 +188,11 @@ func noneRuns(ctx context.Context, c tpmvault.Config, socket fidoSocket) error {
 	}
 	for _, path := range paths {
 		token, err := control.Dial(path)
+		if errors.Is(err, fs.ErrNotExist) || errors.Is(err, syscall.ECONNREFUSED) {
+			continue // no socket, or one that was left behind
+		}
 		if err != nil {
-			continue
+			return withHint(fmt.Errorf("whether a token runs, which would lose all its keys, cannot be seen: %w", err), "as root it can; --fido-socket names another socket")
 		}
 		ctx, cancel := context.WithTimeout(ctx, 10*time.Second)
 		s, err := token.Status(ctx)

@@ -28,6 +28,10 @@ var (
 
 	// ErrElsewhere is what a user is told who does not sit at the machine.
 	ErrElsewhere = errors.New("limpet: fido: the token obeys the user who sits at the machine")
+
+	// ErrNobody is what users are told while the token is nobody's, which it is for a
+	// moment whenever another user sits down.
+	ErrNobody = errors.New("limpet: fido: nobody sits at the machine, as far as the token knows: try again in a moment")
 )
 
 // What is asked for.
@@ -79,6 +83,7 @@ var mistakes = map[string]error{
 	"not-allowed":   fido.ErrNotAllowed,
 	"no-credential": fido.ErrNoSuch,
 	"elsewhere":     ErrElsewhere,
+	"nobody":        ErrNobody,
 }
 
 // Limits.
@@ -88,6 +93,7 @@ const (
 	maxRequest = 16 << 10 // bytes of a line
 	maxAnswer  = 8 << 20
 	maxReason  = 1 << 10          // bytes of what an agent says of why it could not ask
+	maxWaiting = 16               // questions, and ends of some, that an agent has yet to take
 	patience   = 10 * time.Second // for a request, and for an answer to be taken
 )
 
@@ -103,7 +109,7 @@ type Desk struct {
 	complained time.Time
 	owner      int             // as far as Change said
 	term       context.Context // of the owner
-	endTerm    context.CancelFunc
+	endTerm    context.CancelCauseFunc
 }
 
 // place is a connection's.
@@ -125,7 +131,7 @@ func NewDesk(log *slog.Logger, user func(context.Context) (int, error)) *Desk {
 
 func (d *Desk) begin(uid int) {
 	d.owner = uid
-	d.term, d.endTerm = context.WithCancel(context.Background())
+	d.term, d.endTerm = context.WithCancelCause(context.Background())
 }
 
 // Change is for a desk whose token is another user's from now on, or nobody's, -1.
@@ -134,19 +140,23 @@ func (d *Desk) begin(uid int) {
 func (d *Desk) Change(uid int) {
 	d.mu.Lock()
 	defer d.mu.Unlock()
-	d.endTerm()
+	if d.owner == nobody {
+		d.endTerm(ErrNobody)
+	} else {
+		d.endTerm(ErrElsewhere)
+	}
 	d.begin(uid)
 }
 
-// within returns ctx until the token is another user's. It is called before user, so
-// that no change is between them.
-func (d *Desk) within(ctx context.Context) (context.Context, context.CancelFunc) {
+// within returns ctx until the token is another user's, when term is over. It is called
+// before user, so that no change is between them.
+func (d *Desk) within(ctx context.Context) (inner, term context.Context, end context.CancelFunc) {
 	d.mu.Lock()
-	term := d.term
+	term = d.term
 	d.mu.Unlock()
-	ctx, cancel := context.WithCancelCause(ctx)
-	stop := context.AfterFunc(term, func() { cancel(ErrElsewhere) })
-	return ctx, func() {
+	inner, cancel := context.WithCancelCause(ctx)
+	stop := context.AfterFunc(term, func() { cancel(context.Cause(term)) })
+	return inner, term, func() {
 		stop()
 		cancel(nil)
 	}
@@ -155,16 +165,17 @@ func (d *Desk) within(ctx context.Context) (context.Context, context.CancelFunc)
 type agent struct {
 	uid  int
 	conn net.Conn
+	out  chan question // on their way, lest anybody wait for an agent that does not read
 	gone chan struct{}
 
-	mu      sync.Mutex // also of writes
+	mu      sync.Mutex
 	waiting map[uint64]chan verdict
 }
 
 // Ask asks by the user's agent that came last; if that goes away, by the one before
 // it. The answer of who is not the user any more does not count.
 func (d *Desk) Ask(ctx context.Context, r fido.Request) (bool, error) {
-	ctx, cancel := d.within(ctx)
+	ctx, _, cancel := d.within(ctx)
 	defer cancel()
 	for {
 		uid, err := d.user(ctx)
@@ -212,23 +223,42 @@ func (a *agent) ask(ctx context.Context, n uint64, r fido.Request) (v verdict, e
 		delete(a.waiting, n)
 		a.mu.Unlock()
 	}()
-	if err := a.send(question{Ask: n, Request: &r}); err != nil {
-		return v, err
+	gone := errors.New("gone")
+	select {
+	case a.out <- question{Ask: n, Request: &r}:
+	case <-a.gone:
+		return v, gone
+	case <-ctx.Done():
+		return v, ctx.Err()
 	}
 	select {
 	case v := <-answered:
 		return v, nil
 	case <-a.gone:
-		return v, errors.New("gone")
+		return v, gone
 	case <-ctx.Done():
-		return v, a.send(question{Withdraw: n})
 	}
+	select {
+	case a.out <- question{Withdraw: n}:
+	default:
+		a.conn.Close()
+	}
+	return v, ctx.Err()
 }
 
-func (a *agent) send(q question) error {
-	a.mu.Lock()
-	defer a.mu.Unlock()
-	return send(a.conn, q)
+// tell sends the agent its questions, until it goes or does not take them.
+func (a *agent) tell() {
+	for {
+		select {
+		case q := <-a.out:
+			if send(a.conn, q) != nil {
+				a.conn.Close()
+				return
+			}
+		case <-a.gone:
+			return
+		}
+	}
 }
 
 func send(conn net.Conn, v any) error {
@@ -252,21 +282,25 @@ func (d *Desk) leave(a *agent) {
 }
 
 // attend keeps an agent until it goes.
-func (d *Desk) attend(conn net.Conn, uid int, lines *bufio.Scanner) {
-	a := &agent{uid: uid, conn: conn, gone: make(chan struct{}), waiting: make(map[uint64]chan verdict)}
-	a.mu.Lock() // an agent that hears of it is there, and its first question comes after that
+func (d *Desk) attend(ctx context.Context, conn net.Conn, uid int, lines *bufio.Scanner) {
+	a := &agent{uid: uid, conn: conn, out: make(chan question, maxWaiting), gone: make(chan struct{}), waiting: make(map[uint64]chan verdict)}
 	d.mu.Lock()
-	d.agents = append(d.agents, a)
+	d.agents = append(d.agents, a) // first: an agent that hears of it is there
 	d.mu.Unlock()
-	err := send(conn, answer{})
-	a.mu.Unlock()
+	var telling sync.WaitGroup
+	defer telling.Wait()
 	defer d.leave(a)
 	defer close(a.gone)
-	if err != nil {
+	if send(conn, answer{}) != nil {
 		return
 	}
-	d.log.Info("a prompt agent is there")
-	defer d.log.Info("a prompt agent has gone")
+	telling.Go(a.tell)
+	level := slog.LevelDebug // anybody can come and go as often as they like
+	if owner, err := d.user(ctx); uid == 0 || err == nil && uid == owner {
+		level = slog.LevelInfo
+	}
+	d.log.Log(ctx, level, "a prompt agent is there", "user", uid)
+	defer d.log.Log(ctx, level, "a prompt agent has gone", "user", uid)
 	conn.SetReadDeadline(time.Time{})
 	for lines.Scan() {
 		var v verdict
@@ -340,9 +374,11 @@ func (d *Desk) handle(ctx context.Context, conn net.Conn, uid int, token *fido.T
 	defer conn.Close()
 	conn.SetReadDeadline(time.Now().Add(patience))
 	lines := bufio.NewScanner(conn)
-	lines.Buffer(make([]byte, maxRequest), maxRequest) // all of it, lest copies be left of a PIN that came in parts
+	buffer := make([]byte, maxRequest) // all of it, lest copies be left of a PIN that came in parts
+	lines.Buffer(buffer, len(buffer))
 	var r request
 	if !lines.Scan() {
+		clear(buffer)
 		return
 	}
 	err := json.Unmarshal(lines.Bytes(), &r)
@@ -353,17 +389,22 @@ func (d *Desk) handle(ctx context.Context, conn net.Conn, uid int, token *fido.T
 		return
 	}
 	if r.Do == doAttend {
-		d.attend(conn, uid, lines)
+		d.attend(ctx, conn, uid, lines)
 		return
 	}
+	term := context.Background()
 	if uid != 0 {
 		var cancel context.CancelFunc
-		ctx, cancel = d.within(ctx)
+		ctx, term, cancel = d.within(ctx)
 		defer cancel()
 	}
 	if owner, err := d.user(ctx); uid != 0 && (err != nil || uid != owner) {
 		d.complain(errors.Join(fmt.Errorf("user %d does not sit at the machine", uid), err))
-		send(conn, answer{Error: "elsewhere"})
+		told := "elsewhere"
+		if err != nil {
+			told = "nobody"
+		}
+		send(conn, answer{Error: told})
 		return
 	}
 	// Who hangs up does not want it any more.
@@ -373,8 +414,9 @@ func (d *Desk) handle(ctx context.Context, conn net.Conn, uid int, token *fido.T
 	go func() {
 		defer cancel()
 		lines.Scan()
+		clear(buffer)
 	}()
-	send(conn, do(ctx, token, &r))
+	send(conn, do(ctx, term, token, &r))
 }
 
 // enter gives a connection its place. When all are taken, the owner and root get that of
@@ -411,7 +453,8 @@ func (d *Desk) exit(p *place) {
 	d.places = slices.DeleteFunc(d.places, func(q *place) bool { return p == q })
 }
 
-func do(ctx context.Context, token *fido.Token, r *request) (a answer) {
+// do answers a command. What fails after the term says why that is over.
+func do(ctx, term context.Context, token *fido.Token, r *request) (a answer) {
 	var err error
 	switch r.Do {
 	case doStatus:
@@ -434,7 +477,9 @@ func do(ctx context.Context, token *fido.Token, r *request) (a answer) {
 	if err == nil {
 		return a
 	}
-	if errors.Is(err, context.Canceled) {
+	if term.Err() != nil {
+		err = context.Cause(term)
+	} else if errors.Is(err, context.Canceled) {
 		err = context.Cause(ctx)
 	}
 	for name, mistake := range mistakes {

@@ -7,6 +7,7 @@ import (
 	"encoding/base64"
 	"fmt"
 	"io"
+	"net"
 	"os"
 	"os/exec"
 	"strings"
@@ -58,6 +59,20 @@ func TestPINIsOverwritten(t *testing.T) {
 	}
 	if _, err := c.List(t.Context(), pins[1]); err != nil {
 		t.Fatal(err)
+	}
+	// And one of which only a part came.
+	part := []byte(rand.Text() + rand.Text())
+	conn, err := net.Dial("unix", strings.TrimSpace(path))
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer conn.Close()
+	fmt.Fprintf(conn, `{"do":"list","pin":"%s%s`, part, make([]byte, 16<<10)) // more than a line may have
+	if answer, _ := io.ReadAll(conn); len(answer) > 0 {
+		t.Errorf("a part of a request: %q", answer)
+	}
+	if n := inMemory(t, cmd.Process.Pid, part); n > 0 {
+		t.Errorf("what came of a PIN is there %d times", n)
 	}
 	for i, pin := range pins {
 		sent := []byte(base64.StdEncoding.EncodeToString(pin))

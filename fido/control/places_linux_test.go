@@ -39,8 +39,9 @@ func asRoot(t *testing.T) bool {
 	return false
 }
 
-// machine starts a token that belongs to whoever owner says, with a socket for all users.
-func machine(t *testing.T, owner *atomic.Int64) (path string, desk *control.Desk) {
+// machine starts a token that belongs to whoever owner says, or nobody, -1, with a
+// socket for all users.
+func machine(t *testing.T, owner *atomic.Int64, logTo io.Writer) (path string, desk *control.Desk) {
 	t.Helper()
 	dir, err := os.MkdirTemp("", "fido-")
 	if err != nil {
@@ -52,8 +53,13 @@ func machine(t *testing.T, owner *atomic.Int64) (path string, desk *control.Desk
 		t.Fatal(err)
 	}
 	t.Cleanup(func() { vault.Close() })
-	log := slog.New(slog.NewTextHandler(io.Discard, nil))
-	desk = control.NewDesk(log, func(context.Context) (int, error) { return int(owner.Load()), nil })
+	log := slog.New(slog.NewTextHandler(logTo, nil))
+	desk = control.NewDesk(log, func(context.Context) (int, error) {
+		if uid := int(owner.Load()); uid >= 0 {
+			return uid, nil
+		}
+		return 0, errors.New("nobody is there")
+	})
 	desk.Change(int(owner.Load()))
 	token, err := fido.New(t.Context(), fido.Config{Vault: vault, Prompt: desk, File: filepath.Join(dir, "vault", "credentials"), Logger: log})
 	if err != nil {
@@ -144,7 +150,7 @@ func TestUsers(t *testing.T) {
 	t.Parallel()
 	var owner atomic.Int64
 	owner.Store(alice)
-	path, _ := machine(t, &owner)
+	path, _ := machine(t, &owner, io.Discard)
 	for uid, obeyed := range map[int]bool{0: true, alice: true, bob: false} {
 		if got, ok := answered(connect(t, path, uid, status)); !ok || (got == `{"error":"elsewhere"}`+"\n") == obeyed {
 			t.Errorf("user %d: %q", uid, got)
@@ -162,7 +168,7 @@ func TestPlaces(t *testing.T) {
 	for what, line := range map[string]string{"say nothing": "", "are agents": agent, "command": status} {
 		var owner atomic.Int64
 		owner.Store(alice)
-		path, desk := machine(t, &owner)
+		path, desk := machine(t, &owner, io.Discard)
 		first := connect(t, path, alice, agent)
 		if _, ok := answered(first); !ok {
 			t.Fatal("no agent is taken")
@@ -204,7 +210,7 @@ func TestOwnPlaces(t *testing.T) {
 	t.Parallel()
 	var owner atomic.Int64
 	owner.Store(alice)
-	path, _ := machine(t, &owner)
+	path, _ := machine(t, &owner, io.Discard)
 	var conns []net.Conn
 	for range 8 {
 		conn := connect(t, path, alice, agent)
@@ -240,7 +246,7 @@ func TestChange(t *testing.T) {
 	for _, uid := range []int{alice, 0} { // who asks for it
 		var owner atomic.Int64
 		owner.Store(alice)
-		path, desk := machine(t, &owner)
+		path, desk := machine(t, &owner, io.Discard)
 		asked := connect(t, path, alice, agent)
 		if _, ok := answered(asked); !ok {
 			t.Fatal("no agent is taken")
@@ -259,7 +265,11 @@ func TestChange(t *testing.T) {
 			t.Errorf("the question is not taken back: %q", got)
 		}
 		fmt.Fprintln(asked, `{"answer":1,"allowed":true}`)
-		if got, ok := answered(reset); !ok || !strings.HasPrefix(got, `{"error":`) {
+		want := `{"error":"elsewhere"}`
+		if uid == 0 {
+			want = `{"error":"not-allowed"}`
+		}
+		if got, ok := answered(reset); !ok || got != want+"\n" {
 			t.Errorf("user %d is told %q", uid, got)
 		}
 		allowed := make(chan bool, 1)
@@ -273,6 +283,117 @@ func TestChange(t *testing.T) {
 		fmt.Fprintln(bobs, `{"answer":2,"allowed":true}`)
 		if !<-allowed {
 			t.Error("bob's answer does not count")
+		}
+	}
+}
+
+// TestNobody: who is there while the token is nobody's, as it is for a moment between
+// two users, is told to try again.
+func TestNobody(t *testing.T) {
+	if !asRoot(t) {
+		return
+	}
+	t.Parallel()
+	var owner atomic.Int64
+	owner.Store(-1)
+	path, desk := machine(t, &owner, io.Discard)
+	const nobody = `{"error":"nobody"}` + "\n"
+	if got, _ := answered(connect(t, path, bob, status)); got != nobody {
+		t.Errorf("nobody sits there: %q", got)
+	}
+	owner.Store(bob) // which the desk has not heard yet
+	asked := connect(t, path, bob, agent)
+	if _, ok := answered(asked); !ok {
+		t.Fatal("no agent is taken")
+	}
+	reset := connect(t, path, bob, `{"do":"reset"}`+"\n")
+	if _, ok := answered(asked); !ok {
+		t.Fatal("bob is not asked")
+	}
+	desk.Change(bob)
+	if got, _ := answered(reset); got != nobody {
+		t.Errorf("now bob does: %q", got)
+	}
+	path, err := filepath.Abs(path)
+	if err != nil {
+		t.Fatal(err)
+	}
+	owner.Store(-1)
+	if err := as(t, bob, func() error {
+		c, err := control.Dial(path)
+		if err == nil {
+			_, err = c.Status(t.Context())
+		}
+		return err
+	}); !errors.Is(err, control.ErrNobody) {
+		t.Errorf("a client is told %v", err)
+	}
+}
+
+// TestDeaf: nobody waits for an agent that does not read.
+func TestDeaf(t *testing.T) {
+	t.Parallel()
+	var owner atomic.Int64
+	owner.Store(int64(os.Getuid()))
+	path, desk := machine(t, &owner, io.Discard)
+	conn, err := net.Dial("unix", path)
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer conn.Close()
+	io.WriteString(conn, agent)
+	if _, ok := answered(conn); !ok {
+		t.Fatal("no agent is taken")
+	}
+	done := make(chan struct{})
+	go func() {
+		defer close(done)
+		for range 2000 { // more than a socket holds
+			ctx, cancel := context.WithTimeout(t.Context(), 100*time.Microsecond)
+			if _, err := desk.Ask(ctx, fido.Request{RPName: strings.Repeat("x", 300)}); errors.Is(err, control.ErrNoAgent) {
+				cancel()
+				return
+			}
+			cancel()
+		}
+	}()
+	select {
+	case <-done:
+	case <-time.After(9 * time.Second):
+		t.Error("who asks waits for it")
+	}
+}
+
+// lines are what is logged.
+type lines chan string
+
+func (l lines) Write(b []byte) (int, error) { l <- string(b); return len(b), nil }
+
+// TestAgentsAreLogged: those of root and of the user who sits there, and not what
+// anybody else can do without end.
+func TestAgentsAreLogged(t *testing.T) {
+	if !asRoot(t) {
+		return
+	}
+	t.Parallel()
+	var owner atomic.Int64
+	owner.Store(alice)
+	log := make(lines, 100)
+	path, _ := machine(t, &owner, log)
+	for _, uid := range []int{bob, stranger, alice, 0} {
+		conn := connect(t, path, uid, agent)
+		if _, ok := answered(conn); !ok {
+			t.Fatal("no agent is taken")
+		}
+		conn.Close()
+		if uid != alice && uid != 0 {
+			continue
+		}
+		for _, what := range []string{"is there", "has gone"} {
+			want := fmt.Sprintf("msg=\"a prompt agent %s\" user=%d\n", what, uid)
+			if got := <-log; !strings.HasSuffix(got, want) {
+				t.Errorf("logged: %q, want %q", got, want)
+			}
 		}
 	}
 }

@@ -243,6 +243,56 @@ func TestMessageTimeout(t *testing.T) {
 	})
 }
 
+// slow is a wire whose hosts take reports slowly.
+type slow struct{ *wire }
+
+func (s slow) Write(r Report) error {
+	time.Sleep(10 * time.Millisecond)
+	return s.wire.Write(r)
+}
+
+// TestMessageTimeoutOfOthers: what other hosts send, however much, gives nobody more
+// time, and what came while the token was late counts.
+func TestMessageTimeoutOfOthers(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		h := &host{t: t, wire: newWire()}
+		done := make(chan error)
+		go func() { done <- Serve(t.Context(), slow{h.wire}, &h.token, quiet) }()
+		a, b := h.channel(), h.channel()
+		ping := frames(a, cmdPing, make([]byte, 200))
+		h.send(ping[0])
+		flooded := make(chan struct{})
+		go func() {
+			defer close(flooded)
+			for {
+				select {
+				case h.toToken <- frames(b, cmdPing, nil)[0]:
+					time.Sleep(100 * time.Microsecond)
+				case <-h.closed:
+					return
+				}
+			}
+		}()
+		defer func() {
+			h.Close()
+			<-done
+			<-flooded
+		}()
+		time.Sleep(messageTimeout - 20*time.Millisecond)
+		h.toToken <- ping[1]
+		want := frames(a, cmdError, []byte{errTimeout})[0]
+		start := time.Now()
+		for h.next() != want {
+			if time.Since(start) > time.Minute { // what waits takes a few seconds
+				t.Fatal("never late")
+			}
+		}
+		if waited := time.Since(start); waited < messageTimeout {
+			t.Errorf("late after %v", waited)
+		}
+	})
+}
+
 // TestBusy: one host's message does not disturb another's.
 func TestBusy(t *testing.T) {
 	plug(t, func(h *host) {

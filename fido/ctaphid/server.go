@@ -123,15 +123,7 @@ func (s *server) loop(ctx context.Context, reports <-chan Report, failed <-chan 
 		case <-changed:
 			err = s.beat()
 		case <-s.overdue:
-			select {
-			case r := <-reports: // perhaps it is this process that was late
-				s.overdue = time.After(time.Millisecond)
-				err = s.report(ctx, &r)
-			default:
-				channel := s.receiving.channel
-				s.drop()
-				err = s.refuse(channel, errTimeout)
-			}
+			err = s.late(ctx, reports)
 		case <-s.unlock:
 			s.unlock = nil
 		}
@@ -195,6 +187,24 @@ func (s *server) report(ctx context.Context, r *Report) error {
 	}
 	s.receiving, s.overdue = m, time.After(messageTimeout)
 	return s.complete(ctx)
+}
+
+// late gives up what is being received, unless it is this process that was late: what
+// has come by now counts.
+func (s *server) late(ctx context.Context, reports <-chan Report) error {
+	s.overdue = nil
+	for range len(reports) {
+		r := <-reports
+		if err := s.report(ctx, &r); err != nil {
+			return err
+		}
+	}
+	if s.receiving == nil || s.overdue != nil {
+		return nil
+	}
+	channel := s.receiving.channel
+	s.drop()
+	return s.refuse(channel, errTimeout)
 }
 
 // floods reports whether a host asks for more than can be sent to it. What it asks for

@@ -19,6 +19,10 @@ const (
 	timeout    = 5 * time.Second
 )
 
+// every is how often it is tried whether logind would still tell of a change: a bus
+// that hangs says nothing, and does not close either.
+var every = 30 * time.Second // but in tests
+
 func activeUser(ctx context.Context) (int, error) {
 	ctx, cancel := context.WithTimeout(ctx, timeout)
 	defer cancel()
@@ -138,12 +142,29 @@ func nobodyIsOne(uid int, err error) (int, error) {
 	return uid, err
 }
 
+func (l logind) ping(ctx context.Context, owner string) error {
+	ctx, cancel := context.WithTimeout(ctx, timeout)
+	defer cancel()
+	err := l.bus.Object(owner, seat0).CallWithContext(ctx, "org.freedesktop.DBus.Peer.Ping", 0).Err
+	if err != nil {
+		return fmt.Errorf("systemd-logind does not answer: %w", err)
+	}
+	return nil
+}
+
 // next waits until the active user is not the one that it was, and returns who is.
 func (l logind) next(ctx context.Context, signals <-chan *dbus.Signal, owner string, was int) (int, error) {
+	again := time.NewTicker(every)
+	defer again.Stop()
 	for {
 		var s *dbus.Signal
 		select {
 		case s = <-signals:
+		case <-again.C:
+			if err := l.ping(ctx, owner); err != nil {
+				return 0, err
+			}
+			continue
 		case <-ctx.Done():
 			return 0, ctx.Err()
 		}

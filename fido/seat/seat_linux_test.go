@@ -4,6 +4,7 @@ import (
 	"context"
 	"errors"
 	"strings"
+	"syscall"
 	"testing"
 	"time"
 
@@ -140,5 +141,31 @@ func TestWatchBroken(t *testing.T) {
 			}
 			logind.Restart()
 		}
+	}
+}
+
+// TestWatchSilent: a bus that hangs tells of no change, and that is noticed.
+func TestWatchSilent(t *testing.T) {
+	logind := seattest.Start(t)
+	t.Setenv("DBUS_SYSTEM_BUS_ADDRESS", logind.Address)
+	defer seat.SetEvery(seat.SetEvery(10 * time.Millisecond))
+	logind.Sit(1000)
+	w := watch(t.Context(), t)
+	w.want(1000)
+	select {
+	case err := <-w.err:
+		t.Fatalf("while it answers: %v", err)
+	case <-time.After(100 * time.Millisecond):
+	}
+	if err := logind.Bus.Signal(syscall.SIGSTOP); err != nil {
+		t.Fatal(err)
+	}
+	select {
+	case err := <-w.err:
+		if !errors.Is(err, context.DeadlineExceeded) || len(w.ended) != 1 {
+			t.Errorf("%v, %d ended", err, len(w.ended))
+		}
+	case <-time.After(20 * time.Second):
+		t.Fatal("nobody notices")
 	}
 }

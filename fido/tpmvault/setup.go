@@ -130,11 +130,13 @@ func (v *Vault) examine(s *Status) error {
 		}
 	}
 	resetting := v.state != nil && v.state.Resetting && s.StorageKey && bytes.Equal(v.state.SRK, v.srk.name.Buffer)
-	if there, written, err := v.look(counterIndex(genHandle)); err == nil {
-		mine := s.Token && !v.state.Joined || resetting
-		s.OtherToken = there && written && !mine
+	there, written, err := v.look(counterIndex(genHandle))
+	if err != nil {
+		return err
 	}
-	there, _, err := v.look(pinIndex(pinHandle))
+	mine := s.Token && !v.state.Joined || resetting
+	s.OtherToken = there && written && !mine
+	there, _, err = v.look(pinIndex(pinHandle))
 	untried := ""
 	if err == nil && !there && s.OwnerPassword {
 		untried = "while its owner has a password; setting a first PIN needs it empty too (tpm2_changeauth -c owner -p file:-)"

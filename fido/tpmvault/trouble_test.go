@@ -195,6 +195,12 @@ func TestForeignIndex(t *testing.T) {
 		r.must(err)
 		r.wantWords(r.SetPIN(t.Context(), vaulttest.PIN("1234")), "other software", "tpm2_nvundefine")
 		r.wantWords(r.Reset(t.Context()), "other software")
+		s, err := Examine(t.Context(), Config{Dir: r.dir, Dial: r.dial})
+		if h == genHandle { // whether there is another token is not known then
+			r.wantWords(err, "other software")
+		} else if err != nil || s.Level != None {
+			t.Errorf("%#x: %+v, %v", uint32(h), s, err)
+		}
 		if _, err := define.Execute(r.bus); !errors.Is(err, tpm2.TPMRCNVDefined) {
 			t.Errorf("%#x: error %v: it is gone", uint32(h), err)
 		}

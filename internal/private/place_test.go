@@ -120,7 +120,10 @@ func TestRootInAnothersDirectory(t *testing.T) {
 		}
 		l.Close()
 	}
-	for name, want := range map[string]uint32{"state": user, "lock": user, "secret": 0} {
+	if err := Create(filepath.Join(dir, "a", "b", "secret"), nil); err != nil {
+		t.Fatal(err)
+	}
+	for name, want := range map[string]uint32{"state": user, "lock": user, "secret": 0, "a": user, "a/b": user, "a/b/secret": 0} {
 		if got := owner(name); got != want {
 			t.Errorf("%s is the user %d's, want %d's", name, got, want)
 		}
@@ -135,11 +138,32 @@ func TestRootInAnothersDirectory(t *testing.T) {
 			t.Fatal(err)
 		}
 	}
-	if l, err := Lock(filepath.Join(dir, "link.lock")); err == nil {
-		l.Close()
+	if err := syscall.Mkfifo(filepath.Join(dir, "pipe"), 0o600); err != nil {
+		t.Fatal(err)
+	}
+	for _, name := range []string{"link.lock", "pipe"} {
+		if l, err := Lock(filepath.Join(dir, name)); err == nil {
+			t.Errorf("%s was locked", name)
+			l.Close()
+		}
 	}
 	if err := Write(filepath.Join(dir, "link.state"), nil); err != nil {
 		t.Fatal(err)
+	}
+	// Directories of root's that were put in the place of one that root made.
+	if err := os.Symlink(filepath.Dir(roots), filepath.Join(dir, "link.dir")); err != nil {
+		t.Fatal(err)
+	}
+	if err := errors.Join(os.Mkdir(filepath.Join(dir, "full"), 0o700), os.WriteFile(filepath.Join(dir, "full", "secret"), nil, 0o600)); err != nil {
+		t.Fatal(err)
+	}
+	for _, name := range []string{"link.dir", "full", "secret"} {
+		if err := giveAwayDir(filepath.Join(dir, name)); err == nil || owner(name) != 0 {
+			t.Errorf("%s was given away: %v", name, err)
+		}
+	}
+	if fi, err := os.Stat(filepath.Dir(roots)); err != nil || fi.Sys().(*syscall.Stat_t).Uid != 0 {
+		t.Errorf("a directory of root's was given away: %v", err)
 	}
 	fi, err := os.Stat(roots)
 	if err != nil || fi.Sys().(*syscall.Stat_t).Uid != 0 {

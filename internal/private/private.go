@@ -21,7 +21,8 @@ type Locked struct{ file *os.File }
 func (l *Locked) Close() error { return errors.Join(unlock(l.file), l.file.Close()) }
 
 // Lock makes a file and locks it until it is closed or the process ends, however
-// that comes. If another process has it locked the error is ErrLocked.
+// that comes. If another process has it locked the error is ErrLocked. A link is not
+// followed.
 func Lock(path string) (*Locked, error) {
 	if err := makeDir(filepath.Dir(path)); err != nil {
 		return nil, err
@@ -31,7 +32,7 @@ func Lock(path string) (*Locked, error) {
 	case err == nil:
 		err = giveAway(f)
 	case errors.Is(err, fs.ErrExist):
-		f, err = os.OpenFile(path, os.O_RDWR, 0)
+		f, err = openThere(path)
 	}
 	if err == nil {
 		err = lock(f)
@@ -41,6 +42,24 @@ func Lock(path string) (*Locked, error) {
 		return nil, err
 	}
 	return &Locked{f}, nil
+}
+
+// openThere opens a file that was there, and nothing else, which whoever can write to
+// the directory may have put in its place.
+func openThere(path string) (*os.File, error) {
+	f, err := os.OpenFile(path, os.O_RDWR|noFollow, 0)
+	if err != nil {
+		return nil, err
+	}
+	fi, err := f.Stat()
+	if err == nil && !fi.Mode().IsRegular() {
+		err = fmt.Errorf("%s is no regular file", path)
+	}
+	if err != nil {
+		f.Close()
+		return nil, err
+	}
+	return f, nil
 }
 
 // Write writes a file that only its owner can read, whole or not at all: also a power
@@ -99,7 +118,8 @@ func place(path string, data []byte, own func(*os.File) error, move func(from, t
 	return syncDir(dir)
 }
 
-// makeDir makes a directory, and those above it, to last through a power cut.
+// makeDir makes a directory, and those above it, to last through a power cut. Each
+// that root makes belongs to the owner of the one above.
 func makeDir(dir string) error {
 	if _, err := os.Stat(dir); !errors.Is(err, fs.ErrNotExist) {
 		return os.MkdirAll(dir, 0o700) // which says what is wrong
@@ -108,7 +128,13 @@ func makeDir(dir string) error {
 	if err := makeDir(above); err != nil {
 		return err
 	}
-	if err := os.MkdirAll(dir, 0o700); err != nil {
+	err := os.Mkdir(dir, 0o700)
+	if err == nil {
+		err = giveAwayDir(dir)
+	} else {
+		err = os.MkdirAll(dir, 0o700) // perhaps another process was faster
+	}
+	if err != nil {
 		return err
 	}
 	return syncDir(above)

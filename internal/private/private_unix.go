@@ -4,6 +4,8 @@ package private
 
 import (
 	"errors"
+	"fmt"
+	"io"
 	"io/fs"
 	"os"
 	"path/filepath"
@@ -26,6 +28,29 @@ func syncDir(dir string) error {
 		err = nil
 	}
 	return errors.Join(err, d.Close())
+}
+
+// noFollow has links refused, and pipes not waited for.
+const noFollow = syscall.O_NOFOLLOW | syscall.O_NONBLOCK
+
+// giveAwayDir is giveAway for a directory that was just made. The owner of the one
+// above may have put something else of root's in its place: only what is empty goes.
+func giveAwayDir(path string) error {
+	if os.Geteuid() != 0 {
+		return nil
+	}
+	d, err := os.OpenFile(path, os.O_RDONLY|noFollow, 0)
+	if err != nil {
+		return err
+	}
+	defer d.Close()
+	switch _, err := d.Readdirnames(1); {
+	case err == nil:
+		return fmt.Errorf("%s was replaced as it was made", path)
+	case !errors.Is(err, io.EOF):
+		return err
+	}
+	return giveAway(d)
 }
 
 // giveAway gives a file that root has made to the owner of its directory.

@@ -22,7 +22,8 @@ const (
 
 // Logind is a stand-in for systemd-logind, on a real bus of its own.
 type Logind struct {
-	Address string // of the bus
+	Address string      // of the bus
+	Bus     *os.Process // the bus itself
 	t       testing.TB
 	stop    func()
 	bus     *dbus.Conn
@@ -77,6 +78,7 @@ func (l *Logind) Restart() {
 	if err != nil {
 		l.t.Fatal(err)
 	}
+	l.Bus = daemon.Process
 	l.stop = sync.OnceFunc(func() {
 		daemon.Process.Kill()
 		daemon.Wait()
