@@ -12,7 +12,7 @@ import (
 )
 
 // TestComparedWithItsLike: the reverse proxy that the gateway is measured beside
-// has the gateway's connections to the app.
+// has the timeouts and buffers of the gateway, and its limits.
 func TestComparedWithItsLike(t *testing.T) {
 	bare := gatewaybench.NewBare(&url.URL{Scheme: "http", Host: "127.0.0.1:1"}).(*httputil.ReverseProxy)
 	if bare.BufferPool == nil {

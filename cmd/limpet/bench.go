@@ -45,7 +45,7 @@ func benchGatewayCommand() *cobra.Command {
 		Use:   "gateway",
 		Short: "measure a gateway beside a bare reverse proxy",
 		Long: `Gateway starts a small app, a bare reverse proxy before it (Go's
-httputil.ReverseProxy with the gateway's connections, timeouts and buffers), and
+httputil.ReverseProxy with the gateway's limits, timeouts and buffers), and
 limpet gateway, each a process of its own on the loopback interface. It loads the
 two in turn, round by round: the proxy, the gateway with sessions that are not
 bound, and the gateway with a proof by HMAC on each request.
@@ -56,8 +56,8 @@ bound, and the gateway with a proof by HMAC on each request.
 It tells the CPU time of the process for each request, how many requests a
 second it takes, and latencies: with every connection sending as soon as it has
 its answer, and at half the rate that the bare proxy takes. CPU time includes
-garbage collection, for which the gateway waits a little longer. Requests are made
-and proven before they are sent, and the bare proxy gets the same ones without
+garbage collection, for which the gateway waits a little longer. Requests are GETs,
+made and proven before they are sent, and the bare proxy gets the same ones without
 proofs. The memory is that of the process after the warm-up, half-way, and at
 the end; a gateway remembers the nonces of the last minute, some 12 bytes each.
 

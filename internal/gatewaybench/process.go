@@ -35,7 +35,7 @@ func NewApp() http.Handler {
 }
 
 // NewBare returns what the gateway is compared with: a httputil.ReverseProxy with
-// the gateway's connections to the app, its timeouts and its pool of buffers.
+// the gateway's limits, its timeouts and its pool of buffers.
 // It sets X-Forwarded-… as the gateway does and looks at nothing.
 func NewBare(upstream *url.URL) http.Handler {
 	return &httputil.ReverseProxy{
