@@ -110,3 +110,18 @@ func TestClientsOfConnections(t *testing.T) {
 		}
 	}
 }
+
+// TestNameOfClient: a name that would be another's on its way is told to nobody.
+func TestNameOfClient(t *testing.T) {
+	var n Names
+	if err := n.setDefaults(); err != nil {
+		t.Fatal(err)
+	}
+	for name, want := range map[string]string{"billing": "billing", "admin\n": "", " admin": "", "a\x00b": ""} {
+		h := make(http.Header)
+		n.identify(h, &limpet.Binding{Client: name})
+		if got := h.Get("Limpet-Client-Name"); got != want {
+			t.Errorf("%q: %q", name, got)
+		}
+	}
+}

@@ -3,6 +3,7 @@ package gateway
 import (
 	"bufio"
 	"context"
+	"crypto/sha256"
 	"errors"
 	"fmt"
 	"io"
@@ -16,7 +17,9 @@ import (
 	"strings"
 	"sync"
 	"sync/atomic"
+	"syscall"
 	"testing"
+	"testing/iotest"
 	"time"
 )
 
@@ -59,12 +62,21 @@ func newRawApp(t *testing.T, serve func(t *testing.T, c net.Conn, requests *bufi
 func answers(texts ...string) func(*testing.T, net.Conn, *bufio.Reader, int) {
 	return func(t *testing.T, c net.Conn, requests *bufio.Reader, _ int) {
 		for _, text := range texts {
-			if _, err := http.ReadRequest(requests); err != nil {
-				return
+			if readWhole(requests) {
+				io.WriteString(c, text)
 			}
-			io.WriteString(c, text)
 		}
 	}
+}
+
+// readWhole reads a request with its body, if there is one.
+func readWhole(requests *bufio.Reader) bool {
+	r, err := http.ReadRequest(requests)
+	if err != nil {
+		return false
+	}
+	_, err = io.Copy(io.Discard, r.Body)
+	return err == nil
 }
 
 func newDirect(t *testing.T, to *url.URL, timeout time.Duration) upstream {
@@ -95,7 +107,11 @@ func ask(u http.RoundTripper, method string, to *url.URL) (a answered) {
 		a.informed += fmt.Sprint(code, header)
 		return nil
 	}}
-	r, err := http.NewRequestWithContext(httptrace.WithClientTrace(context.Background(), inform), method, to.String()+"/", nil)
+	var upload io.Reader
+	if method == "POST" {
+		upload = io.MultiReader(strings.NewReader("of unknown length"))
+	}
+	r, err := http.NewRequestWithContext(httptrace.WithClientTrace(context.Background(), inform), method, to.String()+"/", upload)
 	if err != nil {
 		return answered{err: err.Error()}
 	}
@@ -136,6 +152,10 @@ func TestDirectAnswers(t *testing.T) {
 		"trailers":           {"GET", "HTTP/1.1 200 OK\r\nTrailer: Sum\r\nTransfer-Encoding: chunked\r\n\r\n1\r\na\r\n0\r\nSum: 1\r\nMore: 2\r\n\r\n", kept},
 		"of HEAD":            {"HEAD", "HTTP/1.1 200 OK\r\nContent-Length: 5\r\n\r\n", kept},
 		"of OPTIONS":         {"OPTIONS", plainAnswer, kept},
+		"of POST":            {"POST", plainAnswer, kept},
+		"of DELETE":          {"DELETE", plainAnswer, kept},
+		"no content of POST": {"POST", "HTTP/1.1 204 No Content\r\n\r\n", kept},
+		"much information":   {"GET", strings.Repeat("HTTP/1.1 103 Early Hints\r\nLink: "+strings.Repeat("a", 60_000)+"\r\n\r\n", 20) + plainAnswer, kept},
 		"none":               {"GET", "HTTP/1.1 204 No Content\r\n\r\n", kept},
 		"not modified":       {"GET", "HTTP/1.1 304 Not Modified\r\nETag: \"1\"\r\nContent-Length: 5\r\n\r\n", kept},
 		"several of a field": {"GET", "HTTP/1.1 200 OK\r\nSet-Cookie: a=1\r\nset-cookie: b=2\r\nContent-Length: 0\r\n\r\n", kept},
@@ -158,10 +178,7 @@ func TestDirectAnswers(t *testing.T) {
 		t.Run(name, func(t *testing.T) {
 			t.Parallel()
 			app := newRawApp(t, func(t *testing.T, c net.Conn, requests *bufio.Reader, _ int) {
-				for {
-					if _, err := http.ReadRequest(requests); err != nil {
-						return
-					}
+				for readWhole(requests) {
 					if io.WriteString(c, tt.answer); tt.then == appEnds {
 						return
 					}
@@ -284,13 +301,19 @@ func TestSlowAnswers(t *testing.T) {
 	}
 }
 
-// TestUnaskedSwitch: an app cannot make a connection something else than HTTP.
-func TestUnaskedSwitch(t *testing.T) {
+// TestNoAnswers: an app cannot make a connection something else than HTTP, and what is
+// no status is no answer.
+func TestNoAnswers(t *testing.T) {
 	t.Parallel()
-	app := newRawApp(t, answers("HTTP/1.1 101 Switching Protocols\r\nConnection: Upgrade\r\nUpgrade: websocket\r\n\r\n"))
-	u := newDirect(t, app.url, time.Minute)
-	if a := ask(u, "GET", app.url); a.err == "" || a.informed != "" {
-		t.Errorf("%+v", a)
+	for _, text := range []string{
+		"HTTP/1.1 101 Switching Protocols\r\nConnection: Upgrade\r\nUpgrade: websocket\r\n\r\n",
+		"HTTP/1.1 099 Odd\r\nContent-Length: 0\r\n\r\n",
+	} {
+		app := newRawApp(t, answers(text))
+		u := newDirect(t, app.url, time.Minute)
+		if a := ask(u, "GET", app.url); a.err == "" || a.informed != "" {
+			t.Errorf("%+v", a)
+		}
 	}
 }
 
@@ -405,13 +428,16 @@ func TestIdleConnections(t *testing.T) {
 			}
 			wg.Wait()
 			end(u)
+			left := func() int {
+				u.direct.mu.Lock()
+				defer u.direct.mu.Unlock()
+				return len(u.direct.idle)
+			}
+			for left() > 0 {
+				time.Sleep(10 * time.Millisecond)
+			}
 			for range app.conns.Load() {
 				<-ended
-			}
-			u.direct.mu.Lock()
-			defer u.direct.mu.Unlock()
-			if len(u.direct.idle) != 0 {
-				t.Errorf("%d are left", len(u.direct.idle))
 			}
 		})
 	}
@@ -462,8 +488,8 @@ func TestManyDirectly(t *testing.T) {
 	}
 }
 
-// TestWhatGoesDirectly: requests that cannot be repeated, or that are more than one
-// answer to one header, are net/http's.
+// TestWhatGoesDirectly: what may get more than one answer, or is no request any more
+// after the first, is net/http's.
 func TestWhatGoesDirectly(t *testing.T) {
 	t.Parallel()
 	for to, addr := range map[string]string{
@@ -481,20 +507,459 @@ func TestWhatGoesDirectly(t *testing.T) {
 			t.Errorf("%s: %q", to, got)
 		}
 	}
-	for what, change := range map[string]func(*http.Request){
-		"a POST":     func(r *http.Request) { r.Method = "POST" },
-		"a DELETE":   func(r *http.Request) { r.Method = "DELETE" },
-		"a body":     func(r *http.Request) { r.Body = io.NopCloser(strings.NewReader("x")) },
-		"a last one": func(r *http.Request) { r.Close = true },
-		"trailers":   func(r *http.Request) { r.Trailer = http.Header{"Sum": nil} },
-		"an upgrade": func(r *http.Request) { r.Header.Set("Upgrade", "websocket") },
+	for name, value := range map[string]string{"Upgrade": "websocket", "Expect": "100-continue", "Accept": "*/*"} {
+		r, _ := http.NewRequest("POST", "http://app/", strings.NewReader("body"))
+		r.Header.Set(name, value)
+		if taken := new(direct).takes(r); taken != (name == "Accept") {
+			t.Errorf("%s: %v", name, taken)
+		}
+	}
+}
+
+// TestPostIsNotRepeated: nobody knows what the app has done of it.
+func TestPostIsNotRepeated(t *testing.T) {
+	t.Parallel()
+	app := newRawApp(t, func(t *testing.T, c net.Conn, requests *bufio.Reader, _ int) {
+		answers(plainAnswer)(t, c, requests, 1)
+		readWhole(requests)
+	})
+	u := newDirect(t, app.url, time.Minute)
+	for method, body := range map[string]io.Reader{"POST": strings.NewReader("body"), "DELETE": nil} {
+		before := app.conns.Load()
+		if a := ask(u, "GET", app.url); a.body != "hello" {
+			t.Fatalf("%+v", a)
+		}
+		r, _ := http.NewRequest(method, app.url.String(), body)
+		if _, err := u.RoundTrip(r); err == nil || app.conns.Load() != before+1 {
+			t.Errorf("%s: %v, %d connections", method, err, app.conns.Load()-before)
+		}
+	}
+}
+
+// TestUploads: bodies pass as they are, with what comes behind them, and their
+// connections are used again.
+func TestUploads(t *testing.T) {
+	t.Parallel()
+	app := newRawApp(t, func(t *testing.T, c net.Conn, requests *bufio.Reader, _ int) {
+		for {
+			r, err := http.ReadRequest(requests)
+			if err != nil {
+				return
+			}
+			body, err := io.ReadAll(r.Body)
+			text := fmt.Sprintf("%d %x %v %v %v", r.ContentLength, sha256.Sum256(body), r.TransferEncoding, r.Trailer, err)
+			fmt.Fprintf(c, "HTTP/1.1 200 OK\r\nContent-Length: %d\r\n\r\n%s", len(text), text)
+		}
+	})
+	u := newDirect(t, app.url, time.Minute)
+	large := strings.Repeat("0123456789abcde", 1<<16)
+	for name, body := range map[string]func() io.Reader{
+		"small": func() io.Reader { return strings.NewReader("small") },
+		"large": func() io.Reader { return strings.NewReader(large) },
+		"parts": func() io.Reader { return io.MultiReader(strings.NewReader("a"), strings.NewReader(large)) },
 	} {
-		r, _ := http.NewRequest("GET", "http://app/", nil)
-		if !new(direct).takes(r) {
-			t.Fatal("a GET is not")
+		for _, trailer := range []http.Header{nil, {"Sum": {"1"}}} {
+			var told [2]string
+			for i, transport := range []http.RoundTripper{newTransport(time.Minute), u} {
+				r, _ := http.NewRequest("PUT", app.url.String(), body())
+				if r.Trailer = trailer; trailer != nil {
+					r.ContentLength = -1
+				}
+				resp, err := transport.RoundTrip(r)
+				if err != nil {
+					t.Fatal(err)
+				}
+				text, _ := io.ReadAll(resp.Body)
+				resp.Body.Close()
+				told[i] = string(text)
+			}
+			if told[0] != told[1] || !strings.Contains(told[0], "<nil>") {
+				t.Errorf("%s: net/http: %s, directly: %s", name, told[0], told[1])
+			}
 		}
-		if change(r); new(direct).takes(r) {
-			t.Errorf("%s is", what)
+	}
+	if n := len(u.direct.idle); n != 1 {
+		t.Errorf("%d connections are kept", n)
+	}
+}
+
+// pulled is a body that tells when it is closed.
+type pulled struct {
+	io.Reader
+	closed chan bool
+}
+
+func (p *pulled) Close() error { close(p.closed); return nil }
+
+// TestBrokenUpload: what reading a body fails with is what sending it fails with, and
+// the app does not get a whole request.
+func TestBrokenUpload(t *testing.T) {
+	t.Parallel()
+	whole := make(chan bool, 1)
+	app := newRawApp(t, func(t *testing.T, c net.Conn, requests *bufio.Reader, _ int) { whole <- readWhole(requests) })
+	u := newDirect(t, app.url, time.Minute)
+	mine := errors.New("mine")
+	body := &pulled{io.MultiReader(strings.NewReader("half"), iotest.ErrReader(mine)), make(chan bool)}
+	r, _ := http.NewRequest("POST", app.url.String(), body)
+	if _, err := u.RoundTrip(r); !errors.Is(err, mine) {
+		t.Error(err)
+	}
+	if <-body.closed; <-whole {
+		t.Error("the app takes it for whole")
+	}
+}
+
+// TestSlowUpload: the app's time begins when it has the whole request, and ends when
+// its answer begins, whichever comes first.
+func TestSlowUpload(t *testing.T) {
+	t.Parallel()
+	for _, early := range []bool{false, true} {
+		app := newRawApp(t, func(t *testing.T, c net.Conn, requests *bufio.Reader, _ int) {
+			answers(plainAnswer)(t, c, requests, 1)
+			r, err := http.ReadRequest(requests)
+			if err != nil {
+				return
+			}
+			if early {
+				io.WriteString(c, "HTTP/1.1 200 OK\r\nContent-Length: 5\r\n\r\nhel")
+			}
+			io.Copy(io.Discard, r.Body)
+			if early {
+				time.Sleep(400 * time.Millisecond)
+				io.WriteString(c, "lo")
+			}
+			requests.ReadByte()
+		})
+		u := newDirect(t, app.url, 200*time.Millisecond)
+		ask(u, "GET", app.url) // and the connection is used again
+		r, w := io.Pipe()
+		read := make(chan bool)
+		go func() {
+			for range 4 {
+				time.Sleep(100 * time.Millisecond)
+				w.Write([]byte("piece"))
+			}
+			close(read)
+			w.Close()
+		}()
+		req, _ := http.NewRequest("POST", app.url.String(), r)
+		resp, err := u.RoundTrip(req)
+		if early {
+			if err != nil {
+				t.Fatal(err)
+			}
+			if text, err := io.ReadAll(resp.Body); string(text) != "hello" || err != nil {
+				t.Errorf("%q, %v", text, err)
+			}
+			continue
 		}
+		select {
+		case <-read:
+		default:
+			t.Error("not all of the body was read")
+		}
+		if timeout := net.Error(nil); !errors.As(err, &timeout) || !timeout.Timeout() {
+			t.Error(err)
+		}
+	}
+}
+
+// TestEarlyAnswers: an answer may come, and go on, before the request has ended; the
+// connection is not kept if that is not sent to its end.
+func TestEarlyAnswers(t *testing.T) {
+	t.Parallel()
+	for _, ends := range []bool{true, false} {
+		app := newRawApp(t, func(t *testing.T, c net.Conn, requests *bufio.Reader, _ int) {
+			r, err := http.ReadRequest(requests)
+			if err != nil {
+				return
+			}
+			io.WriteString(c, plainAnswer)
+			io.Copy(io.Discard, r.Body)
+			requests.ReadByte()
+		})
+		u := newDirect(t, app.url, time.Minute)
+		r, w := io.Pipe()
+		req, _ := http.NewRequest("POST", app.url.String(), r)
+		wrote := make(chan bool)
+		go func() {
+			w.Write([]byte("first"))
+			close(wrote)
+		}()
+		resp, err := u.RoundTrip(req)
+		if err != nil {
+			t.Fatal(err)
+		}
+		if <-wrote; ends {
+			w.Close()
+		}
+		if text, err := io.ReadAll(resp.Body); string(text) != "hello" || err != nil {
+			t.Errorf("%q, %v", text, err)
+		}
+		u.direct.mu.Lock()
+		if got := len(u.direct.idle) == 1; got != ends {
+			t.Errorf("the request has ended: %v, its connection is kept: %v", ends, got)
+		}
+		u.direct.mu.Unlock()
+		for err = nil; err == nil; { // until the body is closed
+			_, err = w.Write([]byte("more"))
+		}
+	}
+}
+
+// TestRefusedEarly: who does not take a request to its end has answered, and that is
+// the answer; the request is not sent again.
+func TestRefusedEarly(t *testing.T) {
+	t.Parallel()
+	var asked atomic.Int32
+	app := newRawApp(t, func(t *testing.T, c net.Conn, requests *bufio.Reader, nth int) {
+		answers(plainAnswer)(t, c, requests, nth)
+		if _, err := io.ReadFull(requests, make([]byte, 4096)); err != nil {
+			return
+		}
+		asked.Add(1)
+		io.WriteString(c, "HTTP/1.1 431 Too Large\r\nContent-Length: 4\r\n\r\nmuch")
+	})
+	u := newDirect(t, app.url, time.Minute)
+	const times = 50
+	for range times {
+		ask(u, "GET", app.url)
+		r, _ := http.NewRequest("GET", app.url.String(), nil)
+		r.Header.Set("Large", strings.Repeat("x", 30<<10))
+		resp, err := u.RoundTrip(r)
+		if err != nil {
+			t.Fatal(err)
+		}
+		if resp.StatusCode != 431 {
+			t.Error(resp.Status)
+		}
+		resp.Body.Close()
+	}
+	if n := asked.Load(); n != times {
+		t.Errorf("asked %d times", n)
+	}
+}
+
+// TestOneWorker: an app that serves one connection after the other is not kept from one
+// request by the connection of another.
+func TestOneWorker(t *testing.T) {
+	t.Parallel()
+	l, err := net.Listen("tcp", "127.0.0.1:0")
+	if err != nil {
+		t.Fatal(err)
+	}
+	conns := 0
+	done := make(chan bool)
+	go func() {
+		defer close(done)
+		for {
+			c, err := l.Accept()
+			if err != nil {
+				return
+			}
+			conns++
+			for requests := bufio.NewReader(c); ; {
+				r, err := http.ReadRequest(requests)
+				if err != nil {
+					break
+				}
+				io.Copy(io.Discard, r.Body)
+				if io.WriteString(c, plainAnswer); r.Close {
+					break
+				}
+			}
+			c.Close()
+		}
+	}()
+	u := newDirect(t, &url.URL{Scheme: "http", Host: l.Addr().String()}, time.Minute)
+	for _, what := range []string{"GET", "POST", "Expect", "GET", "Expect", "POST", "Upgrade", "GET"} {
+		r, _ := http.NewRequest("GET", "http://"+l.Addr().String()+"/", nil)
+		switch what {
+		case "POST":
+			r, _ = http.NewRequest("POST", r.URL.String(), strings.NewReader("body"))
+		case "Expect":
+			r, _ = http.NewRequest("POST", r.URL.String(), strings.NewReader("body"))
+			r.Header.Set("Expect", "100-continue")
+		case "Upgrade":
+			r.Header.Set("Connection", "Upgrade")
+			r.Header.Set("Upgrade", "websocket")
+		}
+		resp, err := u.RoundTrip(r)
+		if err != nil {
+			t.Fatalf("%s: %v", what, err)
+		}
+		io.Copy(io.Discard, resp.Body)
+		resp.Body.Close()
+	}
+	u.CloseIdleConnections()
+	l.Close()
+	if <-done; conns > 4 {
+		t.Errorf("%d connections", conns)
+	}
+}
+
+// TestFreeBefore: who waits for a connection to be made takes one that is free before.
+func TestFreeBefore(t *testing.T) {
+	t.Parallel()
+	app := newRawApp(t, answers(plainAnswer, plainAnswer, plainAnswer))
+	u := newDirect(t, app.url, time.Minute)
+	dial, block := u.direct.dial, make(chan bool)
+	first := true
+	u.direct.dial = func(ctx context.Context, network, addr string) (net.Conn, error) {
+		if !first {
+			<-block
+		}
+		first = false
+		return dial(ctx, network, addr)
+	}
+	r, _ := http.NewRequest("GET", app.url.String(), nil)
+	resp, err := u.RoundTrip(r)
+	if err != nil {
+		t.Fatal(err)
+	}
+	got := make(chan answered)
+	go func() { got <- ask(u, "GET", app.url) }()
+	waiting := func() bool {
+		u.direct.mu.Lock()
+		defer u.direct.mu.Unlock()
+		return len(u.direct.waiting) > 0
+	}
+	for !waiting() {
+		runtime.Gosched()
+	}
+
+	// One who gives up is not waited for, and what it would have got goes to others.
+	ctx, cancel := context.WithCancel(context.Background())
+	gaveUp := make(chan error)
+	go func() {
+		r, _ := http.NewRequestWithContext(ctx, "GET", app.url.String(), nil)
+		_, err := u.RoundTrip(r)
+		gaveUp <- err
+	}()
+	cancel()
+	if err := <-gaveUp; !errors.Is(err, context.Canceled) {
+		t.Error(err)
+	}
+	io.Copy(io.Discard, resp.Body)
+	if a := <-got; a.body != "hello" || app.conns.Load() != 1 {
+		t.Errorf("%+v on connection %d", a, app.conns.Load())
+	}
+	close(block)
+	if a := ask(u, "GET", app.url); a.body != "hello" || waiting() {
+		t.Errorf("%+v", a)
+	}
+}
+
+// TestGivenAfterAll: a connection for who has just given up is kept for others, and one
+// that was to be the last is not.
+func TestGivenAfterAll(t *testing.T) {
+	t.Parallel()
+	app := newRawApp(t, answers(plainAnswer, plainAnswer))
+	u := newDirect(t, app.url, time.Minute)
+	wait := make(chan opened, 1)
+	u.direct.waiting = append(u.direct.waiting, wait)
+	u.direct.open(wait)
+	u.direct.forget(wait)
+	r, _ := http.NewRequest("GET", app.url.String(), nil)
+	r.Close = true
+	resp, err := u.RoundTrip(r)
+	if err != nil {
+		t.Fatal(err)
+	}
+	io.Copy(io.Discard, resp.Body)
+	if app.conns.Load() != 1 || len(u.direct.idle) > 0 {
+		t.Errorf("%d connections, %d are kept", app.conns.Load(), len(u.direct.idle))
+	}
+}
+
+// TestNobodyListens: an error of the one who dials is that of the one who asks.
+func TestNobodyListens(t *testing.T) {
+	t.Parallel()
+	l, err := net.Listen("tcp", "127.0.0.1:0")
+	if err != nil {
+		t.Fatal(err)
+	}
+	l.Close()
+	to := &url.URL{Scheme: "http", Host: l.Addr().String()}
+	u := newDirect(t, to, time.Minute)
+	body := &pulled{strings.NewReader("body"), make(chan bool)}
+	r, _ := http.NewRequest("POST", to.String(), body)
+	if _, err := u.RoundTrip(r); !errors.Is(err, syscall.ECONNREFUSED) || len(u.direct.waiting) > 0 {
+		t.Errorf("%v, %d are waiting", err, len(u.direct.waiting))
+	}
+	<-body.closed
+}
+
+// TestOverBefore: a request that is over before it is sent does not reach the app, and
+// none that another one would be for the app.
+func TestOverBefore(t *testing.T) {
+	t.Parallel()
+	var asked atomic.Int32
+	app := newRawApp(t, func(t *testing.T, c net.Conn, requests *bufio.Reader, _ int) {
+		for readWhole(requests) {
+			asked.Add(1)
+			io.WriteString(c, plainAnswer)
+		}
+	})
+	u := newDirect(t, app.url, time.Minute)
+	ask(u, "GET", app.url)
+	ctx, cancel := context.WithCancel(context.Background())
+	cancel()
+	r, _ := http.NewRequestWithContext(ctx, "GET", app.url.String(), nil)
+	if _, err := u.RoundTrip(r); !errors.Is(err, context.Canceled) {
+		t.Error(err)
+	}
+	for name, value := range map[string]string{"Name": "a\nb", "Nul": "a\x00b", "A b": "c", "": "x"} {
+		r, _ := http.NewRequest("GET", app.url.String(), nil)
+		r.Header[name] = []string{value}
+		if _, err := u.RoundTrip(r); err == nil {
+			t.Errorf("%q: %q was sent", name, value)
+		}
+	}
+	if a := ask(u, "GET", app.url); a.body != "hello" || asked.Load() != 2 || app.conns.Load() != 1 {
+		t.Errorf("%+v, asked %d times on %d connections", a, asked.Load(), app.conns.Load())
+	}
+}
+
+// TestClosedWhileRead: whoever closes a body ends its reading.
+func TestClosedWhileRead(t *testing.T) {
+	t.Parallel()
+	app := newRawApp(t, func(t *testing.T, c net.Conn, requests *bufio.Reader, _ int) {
+		readWhole(requests)
+		io.WriteString(c, "HTTP/1.1 200 OK\r\nContent-Length: 50\r\n\r\nhello")
+		requests.ReadByte()
+	})
+	u := newDirect(t, app.url, time.Minute)
+	r, _ := http.NewRequest("GET", app.url.String(), nil)
+	resp, err := u.RoundTrip(r)
+	if err != nil {
+		t.Fatal(err)
+	}
+	io.ReadFull(resp.Body, make([]byte, 5))
+	go resp.Body.Close()
+	for range 2 {
+		if n, err := resp.Body.Read(make([]byte, 5)); n > 0 || err == nil || err == io.EOF {
+			t.Errorf("%d bytes, %v", n, err)
+		}
+	}
+}
+
+// TestIdleAfterClose: what becomes idle when the gateway was closed is not kept.
+func TestIdleAfterClose(t *testing.T) {
+	t.Parallel()
+	app := newRawApp(t, answers(plainAnswer, plainAnswer))
+	u := newDirect(t, app.url, time.Minute)
+	r, _ := http.NewRequest("GET", app.url.String(), nil)
+	resp, err := u.RoundTrip(r)
+	if err != nil {
+		t.Fatal(err)
+	}
+	u.CloseIdleConnections()
+	io.Copy(io.Discard, resp.Body)
+	if n := len(u.direct.idle); n > 0 {
+		t.Errorf("%d are kept", n)
+	}
+	if a := ask(u, "GET", app.url); a.body != "hello" {
+		t.Errorf("%+v", a)
 	}
 }

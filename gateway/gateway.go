@@ -285,7 +285,7 @@ func (g *Gateway) admit(w http.ResponseWriter, r *http.Request) (*exchange, erro
 		}
 	}
 	x := &exchange{Context: r.Context(), in: r, rule: g.table.ruleOf(v), event: g.table.eventOf(v)}
-	if r.Body != nil && r.Body != http.NoBody {
+	if r.Body != nil && r.Body != http.NoBody && r.ContentLength != 0 { // which HTTP/2 has a body for
 		x.upload = relay.NewUpload(w, r)
 		// The server's own request keeps its body: by that the server knows whether
 		// some of it is left, and does not take the rest for the next request.

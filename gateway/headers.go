@@ -250,7 +250,7 @@ func (n *Names) identify(h http.Header, b *limpet.Binding) {
 		set(n.Session, id.String())
 	}
 	set(n.Key, b.Key)
-	set(n.Client, b.Client)
+	set(n.Client, sane(b.Client))
 }
 
 // forward sets what says where a request came from. What a trusted proxy says of

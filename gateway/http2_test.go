@@ -111,3 +111,22 @@ func TestHTTP2(t *testing.T) {
 		t.Errorf("%d requests reached the app, want %d", n, reached)
 	}
 }
+
+// TestHTTP2WithoutBody: what has no body over HTTP/2 has none for the app either, which
+// keeps its connection.
+func TestHTTP2WithoutBody(t *testing.T) {
+	s := newSite(t, gateway.Config{})
+	b := s.browser(t)
+	for range 5 {
+		for _, method := range []string{"GET", "POST", "DELETE"} {
+			s.wants(t, b, method, "/me", 200, "")
+		}
+	}
+	s.app.mu.Lock()
+	defer s.app.mu.Unlock()
+	for _, r := range s.app.seen {
+		if r.RemoteAddr != s.app.seen[0].RemoteAddr || r.Close {
+			t.Errorf("%s on %s, first on %s, the last on it: %v", r.Method, r.RemoteAddr, s.app.seen[0].RemoteAddr, r.Close)
+		}
+	}
+}

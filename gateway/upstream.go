@@ -18,7 +18,7 @@ const (
 	maxIdle = time.Second
 
 	maxIdleConns     = 1024
-	maxAnswerHeaders = 1 << 20 // bytes, informational answers included
+	maxAnswerHeaders = 1 << 20 // bytes
 )
 
 func newTransport(timeout time.Duration) *http.Transport {
@@ -48,13 +48,14 @@ func newTransport(timeout time.Duration) *http.Transport {
 // upstream sends requests to the app.
 type upstream struct {
 	*http.Transport
-	direct *direct // nil if it cannot be
+	direct *direct // for all that it takes; nil if it cannot be
 }
 
 func newUpstream(to *url.URL, timeout time.Duration) upstream {
 	u := upstream{Transport: newTransport(timeout)}
 	if addr := directAddr(to); addr != "" {
-		u.direct = &direct{addr: addr, dial: u.Transport.DialContext, timeout: timeout}
+		u.direct = &direct{addr: addr, dial: u.DialContext, timeout: timeout}
+		u.DialContext, u.DisableKeepAlives = u.direct.lend, true // one of them keeps connections
 	}
 	return u
 }

@@ -195,8 +195,8 @@ func gateway() (string, error) {
 	doc.WriteString("`limpet bench gateway`: limpet gateway beside a bare httputil.ReverseProxy with the same limits, timeouts and\n" +
 		"buffers. Proxy, gateway, app and load are processes on the same CPUs; CPU is the proxy's or the gateway's own, garbage collection\n" +
 		"included, which the bare proxy does as Go does by itself, and the gateway less often: it lets 16 MiB more gather. The bare proxy gets\n" +
-		"the same requests without proofs. They are GETs: the gateway sends them to the app on the goroutine they came in on, the bare proxy\n" +
-		"through http.Transport, as both do with a body. p50 and p99 are at half the rate that the bare proxy takes. After each CPU ratio, that of the best\n" +
+		"the same requests without proofs. They are GETs, which the gateway sends to the app on the goroutine they came in on, and the bare\n" +
+		"proxy through http.Transport. p50 and p99 are at half the rate that the bare proxy takes. After each CPU ratio, that of the best\n" +
 		"rounds. The gateway's memory grows until it remembers the nonces of a minute.\n")
 	for _, run := range []struct{ store, requests, rounds string }{{"mem", "1000000", "100"}, {"bolt", "200000", "40"}} {
 		r, err := benchGateway("--store", run.store, "--requests", run.requests, "--rounds", run.rounds)
