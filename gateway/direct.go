@@ -31,6 +31,7 @@ type direct struct {
 	addr    string
 	dial    func(ctx context.Context, network, addr string) (net.Conn, error)
 	timeout time.Duration // from the request's end to that of the answer's header
+	unasked func()        // is told when the app says something that nobody asked for
 
 	mu      sync.Mutex
 	idle    []*directConn // those that were used last come last
@@ -169,7 +170,7 @@ func (d *direct) get(ctx context.Context) (*directConn, error) {
 		if !c.used || c.quiet() {
 			return c, nil
 		}
-		c.Close()
+		d.drop(c)
 	}
 }
 
@@ -258,7 +259,7 @@ func (d *direct) lend(ctx context.Context, network, addr string) (net.Conn, erro
 		if c.quiet() && c.SetReadDeadline(time.Time{}) == nil {
 			return c.Conn, nil
 		}
-		c.Close()
+		d.drop(c)
 	}
 	return d.dial(ctx, network, addr)
 }
@@ -279,7 +280,17 @@ func (d *direct) closeOld() {
 	}
 	d.mu.Unlock()
 	for _, c := range old {
-		c.Close()
+		c.quiet()
+		d.drop(c)
+	}
+}
+
+// drop closes a connection that is not as one should be when it is idle, or has been idle
+// for long.
+func (d *direct) drop(c *directConn) {
+	c.Close()
+	if c.spoke || c.r.Buffered() > 0 {
+		d.unasked()
 	}
 }
 
@@ -310,7 +321,8 @@ type directConn struct {
 
 	raw    syscall.RawConn
 	look   func(fd uintptr) bool // lookOnce
-	silent bool                  // what it saw
+	silent bool                  // what it saw: nothing
+	spoke  bool                  // or something
 }
 
 // answer reads what the app sends.
@@ -345,7 +357,7 @@ func (p pieces) ReadFrom(body io.Reader) (int64, error) {
 // quiet reports whether an idle connection is open and nothing has come on it. What
 // comes unasked would be taken for the answer to the next request.
 func (c *directConn) quiet() bool {
-	c.silent = false
+	c.silent, c.spoke = false, false
 	err := c.raw.Read(c.look)
 	return err == nil && c.silent
 }
@@ -536,7 +548,9 @@ func (b *directBody) end(err error) error {
 		if err != io.EOF {
 			b.err = b.ctx.Err()
 		}
-	case err == io.EOF && !b.last && c.r.Buffered() == 0 && c.wrote():
+	case err == io.EOF && !b.last && c.r.Buffered() > 0:
+		b.direct.drop(c)
+	case err == io.EOF && !b.last && c.wrote():
 		b.direct.put(c)
 	default:
 		c.Close()

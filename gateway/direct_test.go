@@ -7,6 +7,7 @@ import (
 	"errors"
 	"fmt"
 	"io"
+	"log/slog"
 	"maps"
 	"net"
 	"net/http"
@@ -84,7 +85,7 @@ func newDirect(t *testing.T, to *url.URL, timeout time.Duration) upstream {
 	if !canTellQuiet {
 		t.Skip("net/http's transport does it here")
 	}
-	u := newUpstream(to, timeout)
+	u := newUpstream(to, timeout, slog.New(slog.DiscardHandler))
 	if u.direct == nil {
 		t.Fatalf("%v cannot be asked directly", to)
 	}

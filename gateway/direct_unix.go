@@ -24,7 +24,7 @@ func rawOf(c net.Conn) (syscall.RawConn, error) {
 
 func (c *directConn) lookOnce(fd uintptr) bool {
 	var b [1]byte
-	_, err := syscall.Read(int(fd), b[:]) // does not wait: Go's sockets are all non-blocking
-	c.silent = err == syscall.EAGAIN
+	n, err := syscall.Read(int(fd), b[:]) // does not wait: Go's sockets are all non-blocking
+	c.silent, c.spoke = err == syscall.EAGAIN, n > 0
 	return true
 }

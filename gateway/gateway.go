@@ -146,7 +146,7 @@ func newGateway(cfg Config) (*Gateway, error) {
 		return nil, errors.New(strings.TrimPrefix(err.Error(), "limpet: "))
 	}
 	g := &Gateway{cfg: cfg, log: cfg.Logger, guard: guard, wellKnown: guard.WellKnown(), table: table, filter: newFilter(cfg.Names)}
-	g.upstream = newUpstream(cfg.Upstream, cfg.Timeout)
+	g.upstream = newUpstream(cfg.Upstream, cfg.Timeout, cfg.Logger)
 	g.proxy = &httputil.ReverseProxy{
 		Rewrite:        g.rewrite,
 		Transport:      g.upstream,

@@ -2,6 +2,7 @@ package gateway
 
 import (
 	"context"
+	"log/slog"
 	"net"
 	"net/http"
 	"net/http/httptrace"
@@ -51,10 +52,13 @@ type upstream struct {
 	direct *direct // for all that it takes; nil if it cannot be
 }
 
-func newUpstream(to *url.URL, timeout time.Duration) upstream {
+func newUpstream(to *url.URL, timeout time.Duration, logger *slog.Logger) upstream {
 	u := upstream{Transport: newTransport(timeout)}
 	if addr := directAddr(to); addr != "" {
-		u.direct = &direct{addr: addr, dial: u.DialContext, timeout: timeout}
+		u.direct = &direct{addr: addr, dial: u.DialContext, timeout: timeout, unasked: func() {
+			// Not what it says: perhaps an answer with somebody's session in it.
+			logger.Warn("limpet: gateway: the app says something that nobody asked for: perhaps it leaves bodies unread and takes them for requests")
+		}}
 		u.DialContext, u.DisableKeepAlives = u.direct.lend, true // one of them keeps connections
 	}
 	return u
