@@ -699,6 +699,26 @@ func TestDatagrams(t *testing.T) {
 	}
 }
 
+// TestDatagramsAgain: once Serve has returned, its address is free.
+func TestDatagramsAgain(t *testing.T) {
+	at := netip.MustParseAddrPort("127.0.0.1:0")
+	for range 300 {
+		d, err := ListenDatagrams(at)
+		if err != nil {
+			t.Fatal(err)
+		}
+		at = d.Addr()
+		ctx, cancel := context.WithCancel(t.Context())
+		done := make(chan error)
+		go func() { done <- Serve(ctx, d, new(echo), quiet) }()
+		time.Sleep(10 * time.Microsecond) // Read has begun, mostly
+		cancel()
+		if err := <-done; err != nil {
+			t.Fatal(err)
+		}
+	}
+}
+
 // FuzzServe: whatever hosts send, each report that comes back is part of a message
 // of the protocol, and a host that begins properly is served afterwards.
 func FuzzServe(f *testing.F) {

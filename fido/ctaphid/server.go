@@ -10,6 +10,7 @@ import (
 	"log/slog"
 	"net"
 	"slices"
+	"sync"
 	"sync/atomic"
 	"time"
 )
@@ -25,11 +26,10 @@ import (
 func Serve(ctx context.Context, t Transport, token Token, log *slog.Logger) error {
 	inner, cancel := context.WithCancel(ctx)
 	defer cancel()
-	stop := context.AfterFunc(inner, func() { t.Close() }) // ends Read
-	defer stop()
 	s := &server{transport: t, token: token, log: log, channels: make(map[uint32]uint64), turn: make(chan struct{}, 1)}
 	reports, failed := make(chan Report, readAhead), make(chan error, 1)
-	go func() {
+	var reader sync.WaitGroup
+	reader.Go(func() {
 		for {
 			r, err := t.Read()
 			if err != nil {
@@ -42,10 +42,11 @@ func Serve(ctx context.Context, t Transport, token Token, log *slog.Logger) erro
 				return
 			}
 		}
-	}()
+	})
 	err := s.loop(inner, reports, failed)
 	cancel()
 	t.Close()
+	reader.Wait()        // Read may be the one that gives the descriptor back
 	s.turn <- struct{}{} // and nobody gets it any more
 	if ctx.Err() != nil {
 		return nil
