@@ -36,8 +36,8 @@ import (
 func main() {
 	log.SetFlags(0)
 	log.SetPrefix("throughput: ")
-	rounds := flag.Int("rounds", 16, "rounds over all servers; at least 6")
-	requests := flag.Int("requests", 20_000, "requests a round to the bare and the HMAC server; a quarter of it to those that verify signatures")
+	rounds := flag.Int("rounds", 40, "rounds over all servers; at least 6")
+	requests := flag.Int("requests", 8_000, "requests a round to the bare and the HMAC server; a quarter of it to those that verify signatures")
 	connections := flag.Int("connections", 16, "connections that send at the same time")
 	serve := flag.String("serve", "", "be the server of this variant (for this command's own use)")
 	issuer := flag.String("issuer", "", "URL of the issuer of access tokens (likewise)")
