@@ -122,7 +122,7 @@ func (r Rule) cookieSuffices() bool {
 // byCookie decides over a request of a bound session that carries no proof.
 func (g *Guard) byCookie(r *Request, s *session, rule Rule, now time.Time, response map[string][]string, room *cookieRoom) error {
 	there, holds := false, false
-	asked := g.browsers != nil && !r.proofOnly && s.key != ""
+	asked := g.browsers != nil && !r.proofOnly && s.rec.found
 	if asked {
 		there, holds = g.browsers.holds(r.Header, s.rootID(), now, room)
 	}

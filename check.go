@@ -138,7 +138,7 @@ func (g *Guard) check(ctx context.Context, r *Request, rule Rule, response map[s
 			return nil, &proof.Refusal{Reason: proof.SessionUnbound, Detail: "the session is not known"}
 		}
 		return unbound, nil
-	case s.key != "" && !s.binding.alive(now): // others' tokens are not ours to judge
+	case s.rec.found && !s.binding.alive(now): // others' tokens are not ours to judge
 		return nil, &proof.Refusal{Reason: proof.SessionEnded, Detail: "the session is over or was revoked"}
 	case s.registered() && g.browsers == nil: // nobody asks for its key any more, and without it everybody could come
 		return nil, &proof.Refusal{Reason: proof.SessionEnded, Detail: "the session was bound by a browser, and browsers are not asked any more"}
@@ -208,7 +208,7 @@ func (g *Guard) prove(ctx context.Context, r *Request, s *session, rule Rule, no
 	var known *ephemeral
 	var key *proof.EphemeralKey
 	if p.KeyID != "" {
-		if known, err = g.ephemeralKey(ctx, s, p); err != nil {
+		if known, err = g.ephemeralKey(ctx, s, p, now); err != nil {
 			return err
 		}
 	}

@@ -274,7 +274,7 @@ func (g *Guard) refreshable(ctx context.Context, m *proof.Message, id string, no
 		return nil, "", err
 	}
 	switch {
-	case s == nil || s.root != "" || !s.binding.offered:
+	case s == nil || s.binding.Root != (ID{}) || !s.binding.offered:
 		return s, causeUnknown, nil
 	case !s.binding.alive(now):
 		return s, causeEnded, nil

@@ -1,7 +1,6 @@
 package limpet
 
 import (
-	"bytes"
 	"context"
 	"crypto/ecdh"
 	"crypto/rand"
@@ -150,7 +149,7 @@ func (g *Guard) slotFor(ctx context.Context, s *session, id string, now time.Tim
 	free, oldest := -1, -1
 	var oldestTime time.Time
 	for slot := range slots {
-		e, err := g.lookup(ctx, s, slot)
+		e, err := g.lookup(ctx, s, slot, now)
 		switch {
 		case err != nil:
 			return nil, 0, err
@@ -178,21 +177,28 @@ func (g *Guard) put(ctx context.Context, s *session, e *ephemeral, public, seale
 }
 
 // lookup returns the ephemeral key in a slot, nil if there is none.
-func (g *Guard) lookup(ctx context.Context, s *session, slot int) (*ephemeral, error) {
-	rec, found, err := g.cfg.Store.Get(ctx, s.slotKeys[slot])
-	if err != nil {
+func (g *Guard) lookup(ctx context.Context, s *session, slot int, now time.Time) (*ephemeral, error) {
+	// The end of a record's life is no change of it.
+	if known := s.slots[slot].Load(); known != nil && now.Before(known.ephemeral.key.Expires) {
+		same, err := g.same(ctx, &known.rec)
+		if err != nil {
+			return nil, unavailable("ephemeral key", err)
+		}
+		if same {
+			return known.ephemeral, nil
+		}
+	}
+	d := new(decodedSlot)
+	if err := g.read(ctx, &d.rec, s.slotKeys[slot]); err != nil {
 		return nil, unavailable("ephemeral key", err)
 	}
-	if !found {
+	if !d.rec.found {
 		return nil, nil
 	}
-	if known := s.slots[slot].Load(); known != nil && bytes.Equal(known.rec, rec) {
-		return known.ephemeral, nil
-	}
-	e, err := g.decodeEphemeral(slot, s.slotKeys[slot], rec)
-	if err != nil {
+	var err error
+	if d.ephemeral, err = g.decodeEphemeral(slot, d.rec.key, d.rec.val); err != nil {
 		return nil, nil // unreadable is unknown: the client introduces a new one
 	}
-	s.slots[slot].Store(&decodedSlot{rec: rec, ephemeral: e})
-	return e, nil
+	s.slots[slot].Store(d)
+	return d.ephemeral, nil
 }

@@ -12,28 +12,66 @@ import (
 )
 
 // session is what a guard has made of a session's records so far: parsed keys,
-// an HMAC state, the names of its records. Every request still asks the store;
-// only if the record is the same byte for byte is what was made of it used
-// again. So a revocation is seen at once, wherever it was made. Records are kept as
-// the store returned them, not copied: when the store returns the very same memory
-// once more, it need not be read to be compared.
+// an HMAC state, the names of its records. It is used again only while the records are
+// the same: every request asks the store, whose answer it compares byte for byte, or
+// looks at their versions where it is a [Versioner]. So a revocation is seen at once,
+// wherever it was made.
 type session struct {
 	id       ID
-	key      string // of the binding's record; "" if there is none
-	rec      []byte // the record that binding was read from
-	root     string // the key of its root's record; "" if it has none
-	rootRec  []byte // that record; nil if it is not there
-	reg      string // the key of the record of a browser's registration; "" if there can be none
-	regRec   []byte // that record; nil if it is not there
+	rec      record // of its binding; none of an access token of others
+	root     record // of the binding of its login, if that had another token
+	reg      record // of a browser's registration, if there can be one
 	binding  *Binding
 	before   *Binding  // what it was before a browser registered a key; nil if none did
 	since    time.Time // when that was
 	slotKeys [slots]string
 	slots    [slots]atomic.Pointer[decodedSlot]
 
-	// Of a session that is an access token of others, which has no record.
+	// Of a session that is an access token of others.
 	thumbprint  *[sha256.Size]byte // of its device key
 	certificate *[sha256.Size]byte // of its client's certificate
+}
+
+// record is one as the store had it. The value is kept as the store returned it, not
+// copied: when the store returns the very same memory once more, it need not be read
+// to be compared.
+type record struct {
+	key     string // "" if there is none to be had
+	found   bool
+	val     []byte
+	version *atomic.Uint64 // as [Versioner] has it; nil if the store has none
+	seen    atomic.Uint64  // what it was before val was asked for
+}
+
+// read makes r the record of key.
+func (g *Guard) read(ctx context.Context, r *record, key string) (err error) {
+	r.key = key
+	if versions, ok := g.cfg.Store.(Versioner); ok {
+		if r.version = versions.Version(g.cfg.Store, key); r.version != nil {
+			r.seen.Store(r.version.Load())
+		}
+	}
+	r.val, r.found, err = g.cfg.Store.Get(ctx, key)
+	return err
+}
+
+// same reports whether r is what the store has.
+func (g *Guard) same(ctx context.Context, r *record) (bool, error) {
+	if r.key == "" {
+		return true, nil
+	}
+	var version uint64
+	if r.version != nil {
+		if version = r.version.Load(); version == r.seen.Load() {
+			return true, nil
+		}
+	}
+	val, found, err := g.cfg.Store.Get(ctx, r.key)
+	if err != nil || found != r.found || !bytes.Equal(val, r.val) {
+		return false, err
+	}
+	r.seen.Store(version)
+	return true, nil
 }
 
 // bound reports whether the session has a device key.
@@ -53,7 +91,7 @@ func (s *session) deviceFor(p *proof.Proof) *proof.PublicKey {
 }
 
 type decodedSlot struct {
-	rec       []byte
+	rec       record
 	ephemeral *ephemeral
 }
 
@@ -71,87 +109,56 @@ func (m *memo) at(id ID) *atomic.Pointer[session] {
 // session returns the session with this ID, nil if it is not bound.
 func (g *Guard) session(ctx context.Context, id ID) (*session, error) {
 	place := g.memo.at(id)
-	known := place.Load()
-	if known != nil && known.id != id {
-		known = nil
-	}
-	var key string
-	if known != nil {
-		key = known.key
-	} else {
-		key = bindingKey(id)
-	}
-	rec, found, err := g.cfg.Store.Get(ctx, key)
-	if err != nil {
-		return nil, unavailable("binding", err)
-	}
-	if !found {
-		return nil, nil
-	}
-	if known != nil && !bytes.Equal(known.rec, rec) {
-		known = nil
-	}
-	if known != nil && known.root == "" && known.reg == "" {
-		return known, nil
-	}
-	s := known
-	if s == nil {
-		if s, err = readSession(id, key, rec); err != nil {
-			return nil, err
+	if known := place.Load(); known != nil && known.id == id {
+		same := true
+		for _, rec := range [...]*record{&known.rec, &known.root, &known.reg} {
+			var err error
+			if same, err = g.same(ctx, rec); err != nil {
+				return nil, unavailable("binding", err)
+			}
+			if !same {
+				break
+			}
 		}
-	}
-	root, err := g.beside(ctx, s.root)
-	if err != nil {
-		return nil, err
-	}
-	reg, err := g.beside(ctx, s.reg)
-	if err != nil {
-		return nil, err
-	}
-	if known != nil {
-		if bytes.Equal(known.rootRec, root) && bytes.Equal(known.regRec, reg) {
+		if same {
 			return known, nil
 		}
-		if s, err = readSession(id, key, rec); err != nil {
-			return nil, err
-		}
 	}
-	if s.root != "" {
-		s.under(root)
+	s, err := g.readSession(ctx, id)
+	if s != nil {
+		place.Store(s)
 	}
-	if len(reg) > 0 {
-		if err := s.register(reg); err != nil {
-			return nil, err
-		}
-	}
-	place.Store(s)
-	return s, nil
+	return s, err
 }
 
-// beside returns a record that a binding's is read with, nil if it is not there or
-// has no key.
-func (g *Guard) beside(ctx context.Context, key string) ([]byte, error) {
-	if key == "" {
+// readSession is session without what was made of it before.
+func (g *Guard) readSession(ctx context.Context, id ID) (*session, error) {
+	s := &session{id: id}
+	if err := g.read(ctx, &s.rec, bindingKey(id)); err != nil {
+		return nil, unavailable("binding", err)
+	}
+	if !s.rec.found {
 		return nil, nil
 	}
-	rec, _, err := g.cfg.Store.Get(ctx, key)
-	if err != nil {
+	var err error
+	if s.binding, err = decodeBinding(id, s.rec.val); err != nil {
 		return nil, unavailable("binding", err)
 	}
-	return rec, nil
-}
-
-func readSession(id ID, key string, rec []byte) (*session, error) {
-	b, err := decodeBinding(id, rec)
-	if err != nil {
-		return nil, unavailable("binding", err)
+	if root := s.binding.Root; root != (ID{}) {
+		if err := g.read(ctx, &s.root, bindingKey(root)); err != nil {
+			return nil, unavailable("binding", err)
+		}
+		s.under(s.root.val)
 	}
-	s := &session{id: id, key: key, rec: rec, binding: b}
-	if b.Root != (ID{}) {
-		s.root = bindingKey(b.Root)
-	}
-	if b.offered {
-		s.reg = registrationKey(b.rootID())
+	if s.binding.offered {
+		if err := g.read(ctx, &s.reg, registrationKey(s.rootID())); err != nil {
+			return nil, unavailable("binding", err)
+		}
+		if s.reg.found {
+			if err := s.register(s.reg.val); err != nil {
+				return nil, err
+			}
+		}
 	}
 	for slot := range slots {
 		s.slotKeys[slot] = slotKey(id, slot)
@@ -162,7 +169,6 @@ func readSession(id ID, key string, rec []byte) (*session, error) {
 // under ends a session that has ended under the token of its login, or that is
 // not known there any more.
 func (s *session) under(root []byte) {
-	s.rootRec = root
 	b, err := decodeBinding(s.binding.Root, root)
 	switch {
 	case err != nil:
@@ -174,7 +180,6 @@ func (s *session) under(root []byte) {
 
 // register makes the session that of the key which a browser registered.
 func (s *session) register(rec []byte) error {
-	s.regRec = rec
 	r, err := decodeRegistration(rec)
 	if err != nil {
 		return unavailable("registration", err)
@@ -199,15 +204,15 @@ func (s *session) rootID() ID { return s.binding.rootID() }
 // ephemeralKey returns the ephemeral key that a proof names, nil if the session
 // has none of that name. Proofs that say their algorithm are of wires whose keys
 // are named by thumbprint, and find no others.
-func (g *Guard) ephemeralKey(ctx context.Context, s *session, p *proof.Proof) (*ephemeral, error) {
+func (g *Guard) ephemeralKey(ctx context.Context, s *session, p *proof.Proof, now time.Time) (*ephemeral, error) {
 	if p.Algorithm != 0 {
-		return g.byThumbprint(ctx, s, p.KeyID)
+		return g.byThumbprint(ctx, s, p.KeyID, now)
 	}
 	slot, fingerprint, ok := parseWireID(p.KeyID)
 	if !ok {
 		return nil, nil
 	}
-	e, err := g.lookup(ctx, s, slot)
+	e, err := g.lookup(ctx, s, slot, now)
 	if err != nil || e == nil || e.key.ID != fingerprint {
 		return nil, err
 	}
@@ -215,12 +220,12 @@ func (g *Guard) ephemeralKey(ctx context.Context, s *session, p *proof.Proof) (*
 }
 
 // byThumbprint looks first where the key was the last time.
-func (g *Guard) byThumbprint(ctx context.Context, s *session, thumbprint string) (*ephemeral, error) {
+func (g *Guard) byThumbprint(ctx context.Context, s *session, thumbprint string, now time.Time) (*ephemeral, error) {
 	last := -1
 	for slot := range slots {
 		if known := s.slots[slot].Load(); known != nil && known.ephemeral.key.ID == thumbprint {
 			last = slot
-			e, err := g.lookup(ctx, s, slot)
+			e, err := g.lookup(ctx, s, slot, now)
 			if err != nil || e != nil && e.key.ID == thumbprint {
 				return e, err
 			}
@@ -230,7 +235,7 @@ func (g *Guard) byThumbprint(ctx context.Context, s *session, thumbprint string)
 		if slot == last {
 			continue
 		}
-		e, err := g.lookup(ctx, s, slot)
+		e, err := g.lookup(ctx, s, slot, now)
 		if err != nil || e != nil && e.key.ID == thumbprint {
 			return e, err
 		}

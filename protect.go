@@ -40,7 +40,7 @@ func (g *Guard) Protect(next http.Handler) http.Handler {
 	})
 }
 
-// requests holds Requests between uses.
+// requests holds Requests between uses, empty.
 var requests = sync.Pool{New: func() any { return new(Request) }}
 
 // admitRouted is Admit under the rule of the request's route.
@@ -76,8 +76,7 @@ func (g *Guard) admitRequest(response http.Header, r *http.Request, rule Rule, p
 	}
 	token, err := g.cfg.Session.Token(r.Header)
 	req := requests.Get().(*Request)
-	defer requests.Put(req)
-	*req = Request{Message: incoming.Message(r), Token: token, tokenErr: err, TLS: r.TLS, proofOnly: proofOnly}
+	req.Message, req.Token, req.tokenErr, req.TLS, req.proofOnly = incoming.Message(r), token, err, r.TLS, proofOnly
 	if rule.Client != NoClient {
 		req.Client, req.clientErr = g.cfg.Clients.Client(response, r)
 	}
@@ -87,6 +86,7 @@ func (g *Guard) admitRequest(response http.Header, r *http.Request, rule Rule, p
 	b, err := g.Check(r.Context(), req, rule, response)
 	digest, format := req.Digest, req.format
 	*req = Request{}
+	requests.Put(req)
 	if err != nil {
 		return nil, err
 	}

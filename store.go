@@ -2,6 +2,7 @@ package limpet
 
 import (
 	"context"
+	"sync/atomic"
 	"time"
 )
 
@@ -48,4 +49,19 @@ type Spender interface {
 	// passed is never new. When the memory is full Spend returns an error and
 	// forgets nothing.
 	Spend(ctx context.Context, id []byte, expires time.Time) (fresh bool, err error)
+}
+
+// Versioner is a Store all of whose changes pass through this process. It lets the
+// guard see without a Get that a record is still the one it has read.
+type Versioner interface {
+	// Version returns a number that grows with each change of key's record, before
+	// the Put, Add or Delete that makes the change returns; it may grow with changes
+	// of other records too. While it stays the same, Get returns what it returned
+	// after the number was read, until the record's lifetime is over. The caller only
+	// loads it.
+	//
+	// of is the store that the caller asks for its records. Version returns nil if that
+	// is another one: a type that embeds a store to have a Get of its own has its
+	// Version too, which says nothing of what that Get returns.
+	Version(of any, key string) *atomic.Uint64
 }

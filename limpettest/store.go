@@ -8,6 +8,7 @@ import (
 	"io"
 	"math"
 	"slices"
+	"strconv"
 	"strings"
 	"sync"
 	"sync/atomic"
@@ -18,7 +19,7 @@ import (
 )
 
 // Store runs the suite that every limpet.Store has to pass, with what it says
-// of limpet.Lister and limpet.Spender where the store offers them. open returns
+// of limpet.Lister, limpet.Spender and limpet.Versioner where the store offers them. open returns
 // an empty store and cleans up after it; it is called once for each subtest, in
 // parallel. The suite takes a few seconds, for lifetimes to run out.
 func Store(t *testing.T, open func(t *testing.T) limpet.Store) {
@@ -38,6 +39,7 @@ func Store(t *testing.T, open func(t *testing.T) limpet.Store) {
 	run("ExpiryReplaced", testExpiryReplaced)
 	run("Cancelled", testCancelled)
 	run("Concurrent", testConcurrent)
+	run("Version", testVersion)
 	run("List", testList)
 	run("ListYieldCalls", testListYieldCalls)
 	run("Spend", testSpend)
@@ -390,6 +392,69 @@ func testConcurrent(t *testing.T, s limpet.Store) {
 			}
 			if err != nil {
 				t.Error(err)
+			}
+		}
+	})
+}
+
+func testVersion(t *testing.T, s limpet.Store) {
+	versions, ok := s.(limpet.Versioner)
+	if !ok || versions.Version(s, "key") == nil {
+		return
+	}
+	if versions.Version(&struct{ limpet.Store }{s}, "key") != nil {
+		t.Error("there are versions for a store that embeds this one")
+	}
+	last := uint64(0)
+	grows := func(what string, change func()) {
+		t.Helper()
+		before := versions.Version(s, "key").Load()
+		change()
+		if last = versions.Version(s, "key").Load(); last <= before {
+			t.Errorf("%s: version %d after %d", what, last, before)
+		}
+	}
+	grows("Add", func() { add(t, s, "key", "1", time.Hour, true) })
+	grows("Put", func() { put(t, s, "key", "2", time.Hour) })
+	grows("Put of the same", func() { put(t, s, "key", "2", time.Hour) })
+	grows("Delete", func() { remove(t, s, "key") })
+	grows("Put of a new one", func() { put(t, s, "key", "3", brief) })
+	time.Sleep(brief + 10*time.Millisecond)
+	grows("Add in place of a dead one", func() { add(t, s, "key", "4", time.Hour, true) })
+	want(t, s, "key", "4")
+	if now := versions.Version(s, "key").Load(); now != last {
+		t.Errorf("Get: version %d after %d", now, last)
+	}
+
+	// Whoever has read since a version, and finds it the same, has read what is there.
+	var done atomic.Int64 // the last of all values that were put
+	put(t, s, "count", "0", time.Hour)
+	together(8, func(i int) {
+		if i == 0 {
+			defer done.Store(100) // lest the others go on when this one fails
+			for n := int64(1); n <= 100; n++ {
+				put(t, s, "count", fmt.Sprint(n), time.Hour)
+				done.Store(n)
+			}
+			return
+		}
+		for done.Load() < 100 {
+			version := versions.Version(s, "count").Load()
+			val, found, err := s.Get(t.Context(), "count")
+			if err != nil || !found {
+				t.Errorf("Get = %v, %v", found, err)
+				return
+			}
+			read, err := strconv.ParseInt(string(val), 10, 64)
+			if err != nil {
+				t.Error(err)
+			}
+			for range 100 {
+				least := done.Load()
+				if versions.Version(s, "count").Load() == version && read < least {
+					t.Errorf("%d is the value by its version, when %d was put", read, least)
+					return
+				}
 			}
 		}
 	})

@@ -188,7 +188,8 @@ func (m *Metrics) Handler(log *slog.Logger) http.Handler {
 	})
 }
 
-// Store is a store with all that a guard can make use of.
+// Store is a store with what a guard can make use of, but for a
+// [limpet.Versioner], which not every one can be.
 type Store interface {
 	limpet.Store
 	limpet.Lister
@@ -216,6 +217,15 @@ func count(c prometheus.Counter, err error) {
 	if err != nil && !errors.Is(err, context.Canceled) {
 		c.Inc()
 	}
+}
+
+// Version passes on what the store says of its records; nothing if it says nothing.
+func (c *counted) Version(of any, key string) *atomic.Uint64 {
+	versions, ok := c.Store.(limpet.Versioner)
+	if !ok || of != any(c) {
+		return nil
+	}
+	return versions.Version(c.Store, key)
 }
 
 func (c *counted) Get(ctx context.Context, key string) ([]byte, bool, error) {

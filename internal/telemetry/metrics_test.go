@@ -12,6 +12,7 @@ import (
 	"slices"
 	"strconv"
 	"strings"
+	"sync/atomic"
 	"testing"
 	"time"
 
@@ -232,6 +233,24 @@ func TestStoreErrors(t *testing.T) {
 	}
 	if got := value(t, families, "limpet_store_errors_total", "operation", "put"); got != 0 {
 		t.Errorf("%v errors, want 0", got)
+	}
+}
+
+// TestVersions: a store whose failures are counted is all that it was.
+func TestVersions(t *testing.T) {
+	m, mem := NewMetrics(""), memstore.New(nil)
+	version := func(of Store) *atomic.Uint64 { return of.(limpet.Versioner).Version(of, "key") }
+	if v := version(m.Count(mem)); v == nil || v != version(mem) {
+		t.Error("the versions are lost")
+	}
+	for name, s := range map[string]Store{
+		"with no versions":       m.Count(struct{ Store }{mem}),
+		"with a Get of its own":  m.Count(&failing{Store: mem}),
+		"around the counted one": &struct{ *counted }{m.Count(mem).(*counted)},
+	} {
+		if version(s) != nil {
+			t.Errorf("a store %s has versions", name)
+		}
 	}
 }
 

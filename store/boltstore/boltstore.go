@@ -34,8 +34,8 @@ const (
 	maxValue = 64 << 10
 )
 
-// Store is a limpet.Store, limpet.Lister and limpet.Spender in a file. Its
-// methods fail after Close. The number of records is bounded by the disk: one
+// Store is a limpet.Store, limpet.Lister, limpet.Spender and limpet.Versioner in a file.
+// Its methods fail after Close. The number of records is bounded by the disk: one
 // takes about 200 bytes besides twice its key and once its value.
 //
 // When a context ends while a call waits for the disk, the call returns the
@@ -103,10 +103,21 @@ func expiryKey(expires int64, key []byte) []byte {
 	return append(binary.BigEndian.AppendUint64(make([]byte, 0, 8+len(key)), uint64(expires)), key...)
 }
 
+// Version implements limpet.Versioner.
+func (s *Store) Version(of any, key string) *atomic.Uint64 {
+	if of != any(s) {
+		return nil
+	}
+	return s.cache.version(key)
+}
+
 // Get implements limpet.Store.
 func (s *Store) Get(ctx context.Context, key string) (val []byte, found bool, err error) {
 	if err := ctx.Err(); err != nil {
 		return nil, false, err
+	}
+	if s.closed.Load() {
+		return nil, false, errClosed
 	}
 	if key == "" || len(key) > maxKey {
 		return nil, false, nil

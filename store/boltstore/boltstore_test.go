@@ -22,9 +22,10 @@ import (
 )
 
 var (
-	_ limpet.Store   = (*Store)(nil)
-	_ limpet.Lister  = (*Store)(nil)
-	_ limpet.Spender = (*Store)(nil)
+	_ limpet.Store     = (*Store)(nil)
+	_ limpet.Lister    = (*Store)(nil)
+	_ limpet.Spender   = (*Store)(nil)
+	_ limpet.Versioner = (*Store)(nil)
 )
 
 func openTest(t *testing.T, path string) *Store {
@@ -70,15 +71,26 @@ func TestModes(t *testing.T) {
 
 func TestClosed(t *testing.T) {
 	s := openTest(t, filepath.Join(t.TempDir(), "store"))
+	ctx := t.Context()
+	if err := s.Put(ctx, "read", []byte("1"), time.Hour); err != nil {
+		t.Fatal(err)
+	}
+	if _, found, err := s.Get(ctx, "read"); err != nil || !found {
+		t.Fatal(found, err)
+	}
+	version := s.Version(s, "read").Load()
 	if err := s.Close(); err != nil {
 		t.Fatal(err)
 	}
-	ctx := t.Context()
+	if s.Version(s, "read").Load() == version {
+		t.Error("a version of a closed store stays the same")
+	}
 	_, _, get := s.Get(ctx, "a")
+	_, _, again := s.Get(ctx, "read")
 	_, short := s.Spend(ctx, []byte("id"), time.Now().Add(time.Minute))
 	_, long := s.Spend(ctx, []byte("id"), time.Now().Add(time.Hour))
 	for name, err := range map[string]error{
-		"Get":    get,
+		"Get": get, "Get of what was read before": again,
 		"Put":    s.Put(ctx, "a", nil, time.Hour),
 		"Delete": s.Delete(ctx, "a"),
 		"List":   s.List(ctx, "", func(string, []byte) bool { return true }),

@@ -3,6 +3,7 @@ package boltstore
 import (
 	"hash/maphash"
 	"sync"
+	"sync/atomic"
 	"time"
 )
 
@@ -18,6 +19,8 @@ type cache struct {
 	seed   maphash.Seed
 	max    int // records in a shard
 	shards [64]cacheShard
+
+	versions [1 << 16]atomic.Uint64
 }
 
 type cacheShard struct {
@@ -44,6 +47,11 @@ func newCache(max int) *cache {
 
 func (c *cache) shard(key string) *cacheShard {
 	return &c.shards[maphash.String(c.seed, key)%uint64(len(c.shards))]
+}
+
+// version returns the number that grows whenever key, or a few others, is dropped.
+func (c *cache) version(key string) *atomic.Uint64 {
+	return &c.versions[maphash.String(c.seed, key)>>8%uint64(len(c.versions))]
 }
 
 func (c *cache) get(key string) (r cached, found bool, generation uint64) {
@@ -85,4 +93,12 @@ func (c *cache) drop(key string) {
 	defer s.mu.Unlock()
 	s.generation++
 	delete(s.records, key)
+	c.version(key).Add(1)
+}
+
+// outdate changes all versions.
+func (c *cache) outdate() {
+	for i := range c.versions {
+		c.versions[i].Add(1)
+	}
 }

@@ -326,6 +326,7 @@ func (s *Store) Close() error {
 	if s.closed.Swap(true) {
 		return errClosed
 	}
+	s.cache.outdate()
 	close(s.quit)
 	<-s.done
 	if s.broken != nil { // the database would wait for its own locks

@@ -46,7 +46,7 @@ var (
 	errHash = errors.New("limpet: memstore: the key's hash is that of another")
 )
 
-// Store is a limpet.Store, limpet.Lister and limpet.Spender. It holds no
+// Store is a limpet.Store, limpet.Lister, limpet.Spender and limpet.Versioner. It holds no
 // goroutine and needs no closing.
 //
 // A Put or Add that would exceed Options.MaxRecords is an error, as is a Spend
@@ -60,6 +60,8 @@ type Store struct {
 	swept  atomic.Int64 // when a full store was last swept, as since does
 	shards [256]shard
 	spent  *replay.Table
+
+	versions [1 << 16]atomic.Uint64
 }
 
 // New returns an empty store. opts may be nil.
@@ -90,6 +92,20 @@ func (s *Store) since() time.Duration { return time.Since(s.start) }
 func (s *Store) shard(key string) (sh *shard, hash uint64) {
 	hash = maphash.String(s.seed, key)
 	return &s.shards[hash%uint64(len(s.shards))], hash
+}
+
+// Version implements limpet.Versioner.
+func (s *Store) Version(of any, key string) *atomic.Uint64 {
+	if of != any(s) {
+		return nil
+	}
+	return s.version(maphash.String(s.seed, key))
+}
+
+// version returns the version of a record by the bits of its hash that have not chosen
+// the shard.
+func (s *Store) version(hash uint64) *atomic.Uint64 {
+	return &s.versions[hash>>8%uint64(len(s.versions))]
 }
 
 // Get implements limpet.Store. It neither copies nor allocates.
@@ -172,6 +188,7 @@ func (s *Store) trySet(key string, val []byte, expires, now time.Duration, repla
 		return false, errFull
 	}
 	sh.put(hash, key, val, expires)
+	s.version(hash).Add(1)
 	return true, nil
 }
 
@@ -203,6 +220,7 @@ func (s *Store) Delete(ctx context.Context, key string) error {
 	}
 	if k, _ := p.in(sh.pages); string(k) == key {
 		sh.remove(hash)
+		s.version(hash).Add(1)
 		s.held.Add(-1)
 	}
 	return nil
