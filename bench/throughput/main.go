@@ -1,13 +1,11 @@
 // Command throughput measures what a guard costs a whole server. It runs a
 // bare net/http JSON handler and the same handler behind Guard.Protect, each in
-// a process of its own, loads them in turn from this process, and prints the
-// medians of CPU time per request and requests per second, with ratios taken
-// round by round.
+// a process of its own, loads them in turn from this process in two ways, and prints
+// the medians of CPU time per request and requests per second, with ratios taken
+// round by round. It needs Linux.
 package main
 
 import (
-	"bufio"
-	"bytes"
 	"crypto/ecdh"
 	"crypto/ecdsa"
 	"crypto/elliptic"
@@ -19,13 +17,10 @@ import (
 	"fmt"
 	"io"
 	"log"
-	"net"
 	"net/http"
 	"os"
 	"slices"
-	"strconv"
 	"strings"
-	"sync"
 	"time"
 
 	"github.com/limpet-auth/limpet/proof"
@@ -38,7 +33,7 @@ func main() {
 	log.SetPrefix("throughput: ")
 	rounds := flag.Int("rounds", 40, "rounds over all servers; at least 6")
 	requests := flag.Int("requests", 8_000, "requests a round to the bare and the HMAC server; a quarter of it to those that verify signatures")
-	connections := flag.Int("connections", 16, "connections that send at the same time")
+	connections := flag.Int("connections", 64, "connections that send at the same time")
 	serve := flag.String("serve", "", "be the server of this variant (for this command's own use)")
 	issuer := flag.String("issuer", "", "URL of the issuer of access tokens (likewise)")
 	flag.Parse()
@@ -66,8 +61,22 @@ type peer struct {
 	addr    string
 	stop    func()
 	users   []user
-	cpu     []float64 // µs per request, a round each
-	rate    []float64 // requests per second, a round each
+	taken   [len(loads)]samples
+}
+
+// samples are what a server took, a round each.
+type samples struct {
+	cpu  []float64 // µs per request
+	rate []float64 // requests per second
+}
+
+// loads are the ways to load a server.
+var loads = [...]struct {
+	client string
+	send   func(addr string, batches [][][]byte) error
+}{
+	{"A client that polls. The server wakes nobody, as it does not wake clients on other machines", polling},
+	{"A client that sleeps until its answers come. Waking it is billed to the server, more of it the longer the client has waited", sleeping},
 }
 
 func measure(rounds, requests, connections int) error {
@@ -92,29 +101,36 @@ func measure(rounds, requests, connections int) error {
 			case bareECDSA, guardECDSA, bareToken, guardDPoP:
 				n /= 4
 			}
-			cpu, elapsed, err := p.load(n, connections)
-			if err != nil {
-				return fmt.Errorf("%s: %w", p.variant, err)
+			for i, load := range loads {
+				cpu, elapsed, err := p.load(n, connections, load.send)
+				if err != nil {
+					return fmt.Errorf("%s: %w", p.variant, err)
+				}
+				if round == 0 {
+					continue // warm-up
+				}
+				s := &p.taken[i]
+				s.cpu = append(s.cpu, cpu.Seconds()*1e6/float64(n))
+				s.rate = append(s.rate, float64(n)/elapsed.Seconds())
 			}
-			if round == 0 {
-				continue // warm-up
-			}
-			p.cpu = append(p.cpu, cpu.Seconds()*1e6/float64(n))
-			p.rate = append(p.rate, float64(n)/elapsed.Seconds())
 		}
 		fmt.Fprintf(os.Stderr, "round %d of %d\n", round, rounds)
 	}
-	fmt.Printf("%d rounds, %d connections with a session each, medians\n\n", rounds, connections)
-	fmt.Println("| server | CPU per request, µs | requests/s |")
-	fmt.Println("|---|---|---|")
-	for _, p := range peers {
-		fmt.Printf("| %s | %.1f | %.0f |\n", p.variant, median(p.cpu), median(p.rate))
-	}
-	fmt.Println("\n| ratio, round by round | CPU | CPU, best rounds | requests/s |")
-	fmt.Println("|---|---|---|---|")
-	for _, pair := range [][2]*peer{{peers[1], peers[0]}, {peers[2], peers[0]}, {peers[4], peers[3]}, {peers[6], peers[5]}} {
-		fmt.Printf("| %s / %s | %.2f | %.2f | %.2f |\n", pair[0].variant, pair[1].variant,
-			median(ratios(pair[0].cpu, pair[1].cpu)), best(pair[0].cpu)/best(pair[1].cpu), median(ratios(pair[0].rate, pair[1].rate)))
+	fmt.Printf("%d rounds, %d connections with a session each, medians.\n", rounds, connections)
+	for i, load := range loads {
+		fmt.Printf("\n%s:\n\n", load.client)
+		fmt.Println("| server | CPU per request, µs | requests/s |")
+		fmt.Println("|---|---|---|")
+		for _, p := range peers {
+			fmt.Printf("| %s | %.1f | %.0f |\n", p.variant, median(p.taken[i].cpu), median(p.taken[i].rate))
+		}
+		fmt.Println("\n| ratio, round by round | CPU | CPU, best rounds | requests/s |")
+		fmt.Println("|---|---|---|---|")
+		for _, pair := range [][2]*peer{{peers[1], peers[0]}, {peers[2], peers[0]}, {peers[4], peers[3]}, {peers[6], peers[5]}} {
+			a, b := &pair[0].taken[i], &pair[1].taken[i]
+			fmt.Printf("| %s / %s | %.2f | %.2f | %.2f |\n", pair[0].variant, pair[1].variant,
+				median(ratios(a.cpu, b.cpu)), best(a.cpu)/best(b.cpu), median(ratios(a.rate, b.rate)))
+		}
 	}
 	return nil
 }
@@ -339,7 +355,7 @@ func value() string {
 
 // load sends n requests, made beforehand, over some connections and returns
 // the CPU time that the server process used for them and the time that passed.
-func (p *peer) load(n, connections int) (cpu, elapsed time.Duration, err error) {
+func (p *peer) load(n, connections int, send func(addr string, batches [][][]byte) error) (cpu, elapsed time.Duration, err error) {
 	batches := make([][][]byte, connections)
 	for i := range n {
 		u := p.users[i%connections]
@@ -351,64 +367,17 @@ func (p *peer) load(n, connections int) (cpu, elapsed time.Duration, err error) 
 		}
 		batches[i%connections] = append(batches[i%connections], []byte(r+"\r\n"))
 	}
-	conns := make([]net.Conn, connections)
-	for i := range conns {
-		if conns[i], err = net.Dial("tcp", p.addr); err != nil {
-			return 0, 0, err
-		}
-		defer conns[i].Close()
-	}
 	before, err := p.used()
 	if err != nil {
 		return 0, 0, err
 	}
 	begin := time.Now()
-	errs := make([]error, connections)
-	var wg sync.WaitGroup
-	for i, conn := range conns {
-		wg.Go(func() { errs[i] = exchange(conn, batches[i]) })
+	if err := send(p.addr, batches); err != nil {
+		return 0, 0, err
 	}
-	wg.Wait()
 	elapsed = time.Since(begin)
-	for _, err := range errs {
-		if err != nil {
-			return 0, 0, err
-		}
-	}
 	after, err := p.used()
 	return after - before, elapsed, err
-}
-
-// exchange sends each request and reads its answer, which must be 200.
-func exchange(conn net.Conn, requests [][]byte) error {
-	r := bufio.NewReader(conn)
-	for _, req := range requests {
-		if _, err := conn.Write(req); err != nil {
-			return err
-		}
-		length := 0
-		for first := true; ; first = false {
-			line, err := r.ReadSlice('\n')
-			if err != nil {
-				return err
-			}
-			if first && !bytes.HasPrefix(line, []byte("HTTP/1.1 200 ")) {
-				return fmt.Errorf("answer %q", line)
-			}
-			if v, ok := bytes.CutPrefix(line, []byte("Content-Length: ")); ok {
-				if length, err = strconv.Atoi(string(bytes.TrimSpace(v))); err != nil {
-					return err
-				}
-			}
-			if len(line) == 2 {
-				break
-			}
-		}
-		if _, err := r.Discard(length); err != nil {
-			return err
-		}
-	}
-	return nil
 }
 
 // used asks the server process how much CPU time it has used so far.
