@@ -8,8 +8,10 @@ package main
 import (
 	"bufio"
 	"encoding/json"
+	"errors"
 	"flag"
 	"fmt"
+	"io/fs"
 	"log"
 	"os"
 	"os/exec"
@@ -25,15 +27,7 @@ func main() {
 	out := flag.String("o", "../docs/performance.md", "file to write")
 	only := flag.String("only", "", "measure only the section with this `title`, and keep the others of the file")
 	flag.Parse()
-	old, err := os.ReadFile(*out)
-	if err != nil && *only != "" {
-		log.Fatal(err)
-	}
-	doc, err := write(*only, string(old))
-	if err != nil {
-		log.Fatal(err)
-	}
-	if err := os.WriteFile(*out, []byte(doc), 0o644); err != nil {
+	if err := write(*out, *only); err != nil {
 		log.Fatal(err)
 	}
 }
@@ -43,6 +37,8 @@ type section struct {
 	title   string
 	measure func() (string, error)
 }
+
+func (s section) heading() string { return "\n## " + s.title + "\n\n" }
 
 var sections = []section{
 	{"A decision, per algorithm", decisions},
@@ -63,29 +59,48 @@ var sections = []section{
 	{"Browser SDK", browserSDK},
 }
 
-func write(only, old string) (string, error) {
+// write measures all sections, or only one, and writes the file after each, so that
+// what was measured stays when a later one fails.
+func write(file, only string) error {
 	if only != "" && !slices.ContainsFunc(sections, func(s section) bool { return s.title == only }) {
-		return "", fmt.Errorf("no section %q", only)
+		return fmt.Errorf("no section %q", only)
 	}
-	var doc strings.Builder
-	fmt.Fprintf(&doc, "# Performance\n\nWritten by `go run ./report` in `bench/`, every figure of a section from one run: %s, %s/%s, %d CPUs (%s).\n",
-		runtime.Version(), runtime.GOOS, runtime.GOARCH, runtime.NumCPU(), cpuModel())
-	doc.WriteString("Times depend on the machine; trust the ratios, each of which compares two things measured in turn. Medians of 8 runs; of 6 from the memory of spent values on.\n")
-	for _, s := range sections {
-		heading := "\n## " + s.title + "\n\n"
-		if _, rest, found := strings.Cut(old, heading); found && only != "" && only != s.title {
-			text, _, _ := strings.Cut(rest, "\n## ")
-			doc.WriteString(heading + text)
+	old, err := os.ReadFile(file)
+	if err != nil && (only != "" || !errors.Is(err, fs.ErrNotExist)) {
+		return err
+	}
+	texts := make([]string, len(sections))
+	for i, s := range sections {
+		if _, rest, found := strings.Cut(string(old), s.heading()); found {
+			texts[i], _, _ = strings.Cut(rest, "\n## ")
+		}
+	}
+	for i, s := range sections {
+		if only != "" && only != s.title {
 			continue
 		}
 		log.Print(s.title)
-		text, err := s.measure()
-		if err != nil {
-			return "", err
+		if texts[i], err = s.measure(); err != nil {
+			return err
 		}
-		doc.WriteString(heading + text)
+		if err := os.WriteFile(file, document(texts), 0o644); err != nil {
+			return err
+		}
 	}
-	return doc.String(), nil
+	return nil
+}
+
+// document returns the file's content, by the sections that have a text.
+func document(texts []string) []byte {
+	doc := fmt.Appendf(nil, "# Performance\n\nWritten by `go run ./report` in `bench/`, every figure of a section from one run: %s, %s/%s, %d CPUs (%s).\n",
+		runtime.Version(), runtime.GOOS, runtime.GOARCH, runtime.NumCPU(), cpuModel())
+	doc = append(doc, "Times depend on the machine; trust the ratios, each of which compares two things measured in turn. Medians of 8 runs; of 6 from the memory of spent values on.\n"...)
+	for i, s := range sections {
+		if texts[i] != "" {
+			doc = append(append(doc, s.heading()...), texts[i]...)
+		}
+	}
+	return doc
 }
 
 func decisions() (string, error) {
