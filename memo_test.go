@@ -21,6 +21,17 @@ func (s askedStore) Get(ctx context.Context, key string) ([]byte, bool, error) {
 	return s.Store.Get(ctx, key)
 }
 
+// aroundStore has a Get of its own, and the versions of the store that it embeds.
+type aroundStore struct {
+	*memstore.Store
+	gets *atomic.Int64
+}
+
+func (s aroundStore) Get(ctx context.Context, key string) ([]byte, bool, error) {
+	s.gets.Add(1)
+	return s.Store.Get(ctx, key)
+}
+
 // versionedStore is one with versions.
 type versionedStore struct {
 	askedStore
@@ -32,14 +43,15 @@ func (s versionedStore) Version(_ any, key string) *atomic.Uint64 { return s.mem
 // TestMemo: what a guard made of records is used while they are the same and no longer,
 // whether versions tell that or the records themselves.
 func TestMemo(t *testing.T) {
-	for name, each := range map[string]int64{"with versions": 0, "without": 2} {
+	for name, each := range map[string]int64{"with versions": 0, "without": 2, "with those of another store": 2} {
 		t.Run(name, func(t *testing.T) {
 			mem := memstore.New(nil)
 			asked := askedStore{mem, new(atomic.Int64)}
-			store := Store(asked)
-			if each == 0 {
-				store = versionedStore{asked, mem}
-			}
+			store := map[string]Store{
+				"with versions":               versionedStore{asked, mem},
+				"without":                     asked,
+				"with those of another store": aroundStore{mem, asked.gets},
+			}[name]
 			s := newSite(t, Config{Store: store})
 			ctx, id := t.Context(), Bearer().ID("token")
 			d := s.login("token", "alice")

@@ -139,6 +139,9 @@ type reply struct {
 
 // read reads once and reports whether the answer, which must be 200, is complete.
 func (a *reply) read(r io.Reader) (done bool, err error) {
+	if a.n == len(a.buf) {
+		return false, fmt.Errorf("an answer over %d bytes", a.n)
+	}
 	n, err := r.Read(a.buf[a.n:])
 	if err != nil {
 		return false, err

@@ -76,7 +76,7 @@ var loads = [...]struct {
 	send   func(addr string, batches [][][]byte) error
 }{
 	{"A client that polls. The server wakes nobody, as it does not wake clients on other machines", polling},
-	{"A client that sleeps until its answers come. Waking it is billed to the server, more of it the longer the client has waited", sleeping},
+	{"A client that sleeps until its answers come. The server pays for waking it, the more often the slower the server is", sleeping},
 }
 
 func measure(rounds, requests, connections int) error {

@@ -122,10 +122,10 @@ func (s *Store) Get(ctx context.Context, key string) (val []byte, found bool, er
 	if key == "" || len(key) > maxKey {
 		return nil, false, nil
 	}
-	r, found, generation := s.cache.get(key)
+	r, found, version := s.cache.get(key)
 	if !found {
 		if r, found, err = s.read(key); found {
-			s.cache.put(key, r, generation)
+			s.cache.put(key, r, version)
 		}
 	}
 	if err != nil || !found || r.expires <= time.Now().UnixNano() {

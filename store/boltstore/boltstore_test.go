@@ -399,8 +399,8 @@ func TestCacheBounded(t *testing.T) {
 	c := newCache(1000)
 	for i := range 10_000 {
 		key := fmt.Sprint("key", i)
-		_, _, generation := c.get(key)
-		c.put(key, cached{make([]byte, 1), int64(i)}, generation)
+		_, _, version := c.get(key)
+		c.put(key, cached{make([]byte, 1), int64(i)}, version)
 	}
 	c.put("large", cached{make([]byte, maxCachedValue+1), 0}, 0)
 	n := 0

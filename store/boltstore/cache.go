@@ -8,13 +8,13 @@ import (
 )
 
 // cache keeps records that were read, decoded, since a read of the database
-// costs some microseconds and a request makes two. It is bounded: at most a
-// given number of records, of at most maxCachedValue bytes each.
+// costs some microseconds. It is bounded: at most a given number of records, of at
+// most maxCachedValue bytes each.
 //
 // It never answers with what a finished commit has changed. The writer drops
 // the keys of a commit after it is done and before it is acknowledged. A reader
-// notes the shard's generation before it turns to the database, and what it
-// found there is kept only if nothing was dropped from the shard since.
+// notes the key's version before it turns to the database, and what it found there
+// is kept only if that is still the version.
 type cache struct {
 	seed   maphash.Seed
 	max    int // records in a shard
@@ -24,9 +24,8 @@ type cache struct {
 }
 
 type cacheShard struct {
-	mu         sync.RWMutex
-	generation uint64
-	records    map[string]cached
+	mu      sync.RWMutex
+	records map[string]cached
 }
 
 type cached struct {
@@ -54,22 +53,22 @@ func (c *cache) version(key string) *atomic.Uint64 {
 	return &c.versions[maphash.String(c.seed, key)>>8%uint64(len(c.versions))]
 }
 
-func (c *cache) get(key string) (r cached, found bool, generation uint64) {
+func (c *cache) get(key string) (r cached, found bool, version uint64) {
 	s := c.shard(key)
 	s.mu.RLock()
 	defer s.mu.RUnlock()
 	r, found = s.records[key]
-	return r, found, s.generation
+	return r, found, c.version(key).Load()
 }
 
-func (c *cache) put(key string, r cached, generation uint64) {
+func (c *cache) put(key string, r cached, version uint64) {
 	if len(r.val) > maxCachedValue {
 		return
 	}
 	s := c.shard(key)
 	s.mu.Lock()
 	defer s.mu.Unlock()
-	if s.generation != generation {
+	if c.version(key).Load() != version {
 		return
 	}
 	if len(s.records) >= c.max {
@@ -91,7 +90,6 @@ func (c *cache) drop(key string) {
 	s := c.shard(key)
 	s.mu.Lock()
 	defer s.mu.Unlock()
-	s.generation++
 	delete(s.records, key)
 	c.version(key).Add(1)
 }
